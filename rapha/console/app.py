@@ -1,0 +1,94 @@
+"""The frame of every command: one JSON object or a few lines on stdout, logs on stderr, and the exit status.
+
+A command returns `Result`; errors of the tree become their exit status and, with --json, one object with the codes.
+"""
+
+import json as jsonlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from rapha.errors import RaphaError, Refusal
+
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object and nothing else.")]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found: `data` for --json, `lines` for a person, the exit status."""
+
+    data: dict[str, Any]
+    lines: Sequence[str] = field(default_factory=tuple)
+    status: int = 0
+
+
+def build() -> cyclopts.App:
+    """The whole console, node commands included where they are installed."""
+    app = cyclopts.App(name="rapha", help="Train on clinical images where they are; check what came of it.", version_flags=[])
+    for entry in sorted(entry_points(group="rapha.commands"), key=lambda e: e.name):
+        entry.load()(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `rapha` script."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    sys.exit(run(build(), argv))
+
+
+def run(app: cyclopts.App, argv: Sequence[str]) -> int:
+    """Runs one command and prints its result; the exit status."""
+    as_json = "--json" in argv
+    try:
+        result = app(argv, exit_on_error=False, print_error=not as_json, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        return _failed(as_json, 2, ["usage"], str(error).strip())
+    except RaphaError as error:
+        return _failed(as_json, error.exit_status, error.codes, error.message, error)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the console's boundary: a bug shows its type and place, never a value
+        logging.getLogger("rapha").debug("bug", exc_info=True)
+        return _failed(as_json, 1, [f"bug-{type(error).__name__.lower()}"], f"this is a bug of ours: {_place(error)}")
+    return _printed(as_json, result)
+
+
+def _printed(as_json: bool, result: object) -> int:
+    if not isinstance(result, Result):
+        return 0
+    if as_json:
+        print(jsonlib.dumps(result.data, ensure_ascii=False))
+    else:
+        print("\n".join(result.lines))
+    return result.status
+
+
+def _failed(as_json: bool, status: int, codes: Sequence[str], message: str, error: RaphaError | None = None) -> int:
+    verdict = (
+        {"verdict": "refused", "gate": error.gate, "subject": error.subject, "side": error.side}
+        if isinstance(error, Refusal)
+        else {}
+    )
+    if as_json:
+        print(jsonlib.dumps({**verdict, "codes": list(codes), "error": message}, ensure_ascii=False))
+    else:
+        print(f"{'refused' if verdict else 'error'}: {', '.join(codes)}\n  {message}", file=sys.stderr)
+    return status
+
+
+def _place(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown place"
+    return f"{type(error).__name__} at {where}"
+
+
+Register = Callable[[cyclopts.App], None]

@@ -1,0 +1,186 @@
+"""The ledger's format and its verifier: what an auditor runs, with nothing of the node at hand.
+
+A ledger is a folder: `entries.jsonl`, one canonical JSON object a line, hash-chained; `head.json`, the length and hash of the
+newest entry, signed with the node's Ed25519 ledger key at every append (a checkpoint a line is also kept in `checkpoints.jsonl`).
+
+    entry  = {"seq": n, "prev": hash of entry n-1, "at": seconds, "kind": …, "body": {…}, "hash": …}
+    hash   = sha256 of the canonical form of the entry without "hash"
+    prev of entry 0 = sha256 of the canonical form of {"ledger": id}
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from rapha.canonical import canonical, digest_of, parse
+from rapha.errors import Refusal
+
+ENTRIES, HEAD, CHECKPOINTS, GENESIS = "entries.jsonl", "head.json", "checkpoints.jsonl", "ledger.json"
+MAX_LINE = 1 << 16
+HEAD_DOMAIN = b"rapha ledger head v1\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    seq: int
+    prev: str
+    at: int
+    kind: str
+    body: dict[str, Any]
+    hash: str
+
+    @classmethod
+    def make(cls, seq: int, prev: str, at: int, kind: str, body: dict[str, Any]) -> "Entry":
+        bare = {"seq": seq, "prev": prev, "at": at, "kind": kind, "body": body}
+        return cls(seq, prev, at, kind, body, digest_of(bare))
+
+    def line(self) -> bytes:
+        return canonical(self.to_json()) + b"\n"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"seq": self.seq, "prev": self.prev, "at": self.at, "kind": self.kind, "body": self.body, "hash": self.hash}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Result of `verify`: `ok`, or the first bad entry and its kind (edited, deleted, reordered, truncated, replayed, missing, unsigned)."""
+
+    ok: bool
+    entries: int
+    head: str
+    kind: str = ""
+    first_bad: int | None = None
+    detail: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "entries": self.entries,
+            "head": self.head,
+            "kind": self.kind,
+            "first_bad": self.first_bad,
+            "detail": self.detail,
+        }
+
+
+def genesis(ledger_id: str) -> str:
+    """`prev` of the first entry."""
+    return digest_of({"ledger": ledger_id})
+
+
+def read_entry(raw: bytes) -> Entry:
+    """One line as an entry; `Refusal` ledger-unreadable unless it has exactly the fields, in canonical form."""
+    value = parse(raw, limit=MAX_LINE, what="ledger line")
+    fields = {"seq": int, "prev": str, "at": int, "kind": str, "body": dict, "hash": str}
+    if not isinstance(value, dict) or set(value) != set(fields):
+        raise Refusal(["ledger-unreadable"], "a ledger line has other fields than an entry's")
+    if any(type(value[name]) is not kind for name, kind in fields.items()) or canonical(value) != raw.rstrip(b"\n"):
+        raise Refusal(["ledger-unreadable"], "a ledger line is not in canonical form")
+    return Entry(**value)
+
+
+def read(folder: Path) -> Iterator[Entry]:
+    """The chain, checked link by link; raises `Refusal` at the first bad entry. For a door that trusts nothing it did not check."""
+    prev, seq = genesis(_ledger_id(folder)), 0
+    with (folder / ENTRIES).open("rb") as lines:
+        for raw in lines:
+            entry = read_entry(raw)
+            if entry.seq != seq or entry.prev != prev or _hash(entry) != entry.hash:
+                raise Refusal(["ledger-broken"], f"the ledger's chain breaks at entry {seq}")
+            yield entry
+            prev, seq = entry.hash, seq + 1
+
+
+def signed_head(length: int, head: str) -> bytes:
+    """The bytes that the ledger key signs."""
+    return HEAD_DOMAIN + canonical({"length": length, "head": head})
+
+
+def verify(folder: Path, key: Ed25519PublicKey | None = None) -> Report:
+    """The whole chain, its signed head and every checkpoint. `key` defaults to the one named in `ledger.json`.
+
+    What must hold: 1 the folder and its three files are there; 2 every line is an entry in canonical form whose hash is right;
+    3 seq counts from 0 without gap; 4 every prev is the hash before; 5 every checkpoint is signed and lies on the chain; 6 the
+    signed head is the last entry.
+    """
+    try:
+        ledger_id = _ledger_id(folder)
+        key = key or ledger_key(folder)
+        lines = (folder / ENTRIES).read_bytes().splitlines(keepends=True)
+        head = parse((folder / HEAD).read_bytes(), what="ledger head")
+        marks = [parse(raw, what="checkpoint") for raw in (folder / CHECKPOINTS).read_bytes().splitlines()]
+    except (OSError, Refusal, ValueError) as error:
+        return Report(False, 0, "", "missing", None, f"cannot be read: {type(error).__name__}")
+    report = _verify_chain(lines, genesis(ledger_id))
+    hashes = [json.loads(raw)["hash"] for raw in lines] if report.ok else []
+    return _verify_marks(report, hashes, [*marks, head], key) if report.ok else report
+
+
+def ledger_key(folder: Path) -> Ed25519PublicKey:
+    """The public key that the ledger's own description names."""
+    description = parse((folder / GENESIS).read_bytes(), what="ledger description")
+    key = load_pem_public_key(description["key"].encode())
+    if not isinstance(key, Ed25519PublicKey):
+        raise Refusal(["ledger-key-kind"], "the ledger's key is not an Ed25519 key")
+    return key
+
+
+def _ledger_id(folder: Path) -> str:
+    description = parse((folder / GENESIS).read_bytes(), what="ledger description")
+    if not isinstance(description, dict) or not isinstance(description.get("id"), str):
+        raise Refusal(["ledger-unreadable"], "ledger.json does not describe a ledger")
+    return description["id"]
+
+
+def _hash(entry: Entry) -> str:
+    return Entry.make(entry.seq, entry.prev, entry.at, entry.kind, entry.body).hash
+
+
+def _verify_chain(lines: list[bytes], prev: str) -> Report:
+    seen: dict[str, int] = {}
+    entries: list[Entry] = []
+    for n, raw in enumerate(lines):
+        try:
+            entries.append(entry := read_entry(raw))
+        except (Refusal, TypeError):
+            return Report(False, n, prev, "truncated" if not raw.endswith(b"\n") else "edited", n, "not an entry")
+        if _hash(entry) != entry.hash:
+            return Report(False, n, prev, "edited", n, "its hash is not that of its content")
+        seen.setdefault(entry.hash, n)
+    for n, entry in enumerate(entries):
+        if entry.seq == n and entry.prev == prev:
+            prev = entry.hash
+            continue
+        return Report(False, n, prev, _break_kind(entries, n, prev, seen), n, "the chain breaks here")
+    return Report(True, len(entries), prev)
+
+
+def _break_kind(entries: list[Entry], n: int, prev: str, seen: dict[str, int]) -> str:
+    if seen[entries[n].hash] < n or (entries[n].seq < n and entries[n].seq == entries[entries[n].seq].seq):
+        return "replayed"
+    if any(later.seq == n and later.prev == prev for later in entries[n + 1 :]):
+        return "reordered"
+    return "deleted" if entries[n].seq > n else "edited"
+
+
+def _verify_marks(report: Report, hashes: list[str], marks: list[Any], key: Ed25519PublicKey) -> Report:
+    for mark in marks:
+        try:
+            length, head = int(mark["length"]), str(mark["head"])
+            key.verify(base64.b64decode(mark["signature"], validate=True), signed_head(length, head))
+        except (InvalidSignature, KeyError, TypeError, ValueError):
+            return Report(False, report.entries, report.head, "unsigned", None, "a checkpoint's signature does not verify")
+        if length > len(hashes):
+            return Report(False, report.entries, report.head, "truncated", len(hashes), f"{length} entries were signed for")
+        if length and hashes[length - 1] != head:
+            return Report(False, report.entries, report.head, "edited", length - 1, "the entry is not the one signed for")
+    if int(marks[-1]["length"]) != len(hashes):
+        return Report(False, report.entries, report.head, "replayed", int(marks[-1]["length"]), "entries after the signed head")
+    return report
