@@ -1,0 +1,41 @@
+"""The engine beside a node: Prefect's server and a process worker, silent towards the outside, everything on loopback."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from infra.supervisor import Member
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_LOGGING_LOG_PRINTS": "false",
+    "PREFECT_CLI_COLORS": "false",
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+}
+
+
+def engine_environment(home: Path, port: int) -> dict[str, str]:
+    """Settings for the server and everything that speaks to it. JSON results, no analytics, no printing into its log."""
+    return {**QUIET, "PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+
+
+def prefect(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "prefect", *arguments]
+
+
+def server(environment: Mapping[str, str], port: int) -> Member:
+    """Prefect's server with its UI."""
+    argv = prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
+    return Member("engine", argv, {**os.environ, **environment}, ready=f"http://127.0.0.1:{port}/api/health", timeout=180)
+
+
+def worker(environment: Mapping[str, str], health_port: int) -> Member:
+    """A process worker on the pool `rapha`; each flow run is a fresh interpreter with the worker's environment."""
+    argv = prefect("worker", "start", "--pool", "rapha", "--type", "process", "--with-healthcheck")
+    ports = {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}
+    health = f"http://127.0.0.1:{health_port}/health"
+    return Member("worker", argv, {**os.environ, **environment, **ports}, ready=health, timeout=120)
