@@ -17,13 +17,23 @@ from typing import Any, Literal, get_args
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from policies.attributes import ALLOWED as ALLOWED
-from policies.attributes import Allowed
+from policies.attributes import ALLOWED, Allowed
 from rapha.errors import ConfigurationError, Refusal
 
 Kind = Literal["patient", "study", "accession", "record"]
 IDENTIFIERS: Mapping[str, Kind] = {"00100020": "patient", "0020000D": "study", "00080050": "accession", "00080018": "record"}
 KEY_BYTES = 32
+__all__ = [
+    "ALLOWED",
+    "IDENTIFIERS",
+    "Kind",
+    "Minimised",
+    "canonical_identifier",
+    "minimise",
+    "minimise_counted",
+    "project_key",
+    "pseudonym",
+]
 _TAG = re.compile(r"[0-9A-F]{8}")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
