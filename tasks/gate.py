@@ -66,15 +66,20 @@ def open_door(door: Door, gates: Mapping[str, Gate[Any]], attempt: Attempt, last
 
     What must hold: 1 the ledger's chain is whole; 2 for each required gate there is exactly one verdict of this job, attempt
     and nonce, and it passed; 3 no gate of this attempt refused; 4 each verdict's `previous` is the subject of the one before,
-    the first's is the job; 5 none has expired; 6 the kept evidence hashes to the subject; 7 the required checks ran; 8 the last
+    the first's is the job; 5 none has expired (behind "seal": the gates before training had not when the train door opened); 6 the kept evidence hashes to the subject; 7 the required checks ran; 8 the last
     subject is the one that the caller holds.
     """
-    verdicts = [
-        entry.body
+    ours = [
+        entry
         for entry in attempt.ledger.entries()
-        if entry.kind == "verdict" and entry.body["job"] == attempt.job and entry.body["attempt"] == attempt.number
+        if entry.kind in ("verdict", "door") and entry.body["job"] == attempt.job and entry.body["attempt"] == attempt.number
+    ]
+    verdicts = [entry.body for entry in ours if entry.kind == "verdict"]
+    trained = [
+        entry.at for entry in ours if entry.kind == "door" and entry.body["door"] == "train" and entry.body["opened"] is True
     ]
     codes = _door_codes(door, verdicts, gates, attempt)
+    codes += _expired(door, verdicts, trained, attempt.clock())
     if not codes and verdicts[-1]["subject"] != last.subject:
         codes = ["door-other-subject"]
     attempt.record("door", door=door, opened=not codes, codes=sorted(set(codes)))
@@ -111,12 +116,21 @@ def _verdict_codes(
         "nonce": verdict["nonce"] == attempt.nonce,
         "mode": verdict["mode"] == attempt.mode,
         "chain": verdict["previous"] == previous,
-        "expired": verdict["at"] <= now + 60 and now < verdict["expires"],
+        "future": verdict["at"] <= now + 60,
         "checks": frozenset(verdict["ran"]) - {"limits"} == REQUIRED_CHECKS.get(name, frozenset()) != frozenset(),
         "policy": gate is not None and verdict["policy"] == gate.policy,
         "evidence": _kept_digest(attempt, name) == verdict["subject"],
     }
     return [f"gate-{what}-{name}" for what, ok in held.items() if ok is not True]
+
+
+def _expired(door: Door, verdicts: Sequence[Mapping[str, Any]], trained: Sequence[int], now: int) -> list[str]:
+    """A long training outlives the gates before it: for these, what counts is the moment when the train door opened."""
+    if door == "seal" and len(trained) != 1:
+        return ["door-train-not-opened-once"]
+    before = REQUIRED_GATES["train"]
+    judged_at = {v["gate"]: trained[0] if door == "seal" and v["gate"] in before else now for v in verdicts}
+    return [f"gate-expired-{v['gate']}" for v in verdicts if not judged_at[v["gate"]] < v["expires"]]
 
 
 def _kept_digest(attempt: Attempt, gate: str) -> str:
