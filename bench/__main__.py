@@ -8,9 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from bench.row import Row
 from rich.console import Console
 from rich.table import Table
+
+from bench.row import Row
 
 MODULES = ("gates", "ledger", "console", "sandbox", "loader", "wado")
 

@@ -4,9 +4,10 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from bench.row import Row, beside
 from blocks.ledger import Ledger
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 ENTRIES = 50
 BODY = {"gate": "escrow", "verdict": "cleared", "subject": "sha256:" + "0" * 64, "codes": []}

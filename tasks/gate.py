@@ -66,9 +66,8 @@ def open_door(door: Door, gates: Mapping[str, Gate[Any]], attempt: Attempt, last
 
     What must hold: 1 the ledger's chain is whole; 2 for each required gate there is exactly one verdict of this job, attempt
     and nonce, and it passed; 3 no gate of this attempt refused; 4 each verdict's `previous` is the subject of the one before,
-    the first's is the job; 5 none has expired (behind "seal":
-    the gates before training had not when the train door opened); 6 the kept evidence hashes to the subject; 7 the required checks ran; 8 the last
-    subject is the one that the caller holds.
+    the first's is the job; 5 none has expired (behind "seal": the gates before training had not when the train door opened);
+    6 the kept evidence hashes to the subject; 7 the required checks ran; 8 the last subject is the one that the caller holds.
     """
     ours = [
         entry

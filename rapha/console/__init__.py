@@ -1,1 +1,4 @@
-"""The console `rapha`: what an AI team and an auditor need. A node's own commands join through the entry point group `rapha.commands`."""
+"""The console `rapha`: what an AI team and an auditor need.
+
+A node's own commands join through the entry point group `rapha.commands`.
+"""
