@@ -1,12 +1,13 @@
 """The records file: which instances a manifest covers, one canonical JSON line each, sorted, under one Merkle root.
 
-It stays in the hospital. A line names a record and its patient by the project's pseudonyms, and the digest of the record's content:
+It stays in the hospital. A line names a record and its patient by the project's pseudonyms, and the digest of its content:
 SHA-256 over the transfer syntax UID, a line feed, and the data set as the archive stores it (after the file meta group).
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rapha.canonical import canonical, is_digest, parse
 from rapha.errors import Refusal
@@ -71,5 +72,5 @@ def _record(line: bytes) -> Record:
 
 
 def _increasing(records: Sequence[Record]) -> None:
-    if any(one.record >= two.record for one, two in zip(records, records[1:], strict=False)):
+    if any(one.record >= two.record for one, two in pairwise(records)):
         raise Refusal(["records-duplicate"], "the records file is out of order or names a record twice")
