@@ -26,7 +26,24 @@ REQUIRED_GATES: dict[Door, tuple[str, ...]] = {
 }
 
 REQUIRED_CHECKS: dict[str, frozenset[str]] = {
-    "intake": frozenset(),
+    "intake": frozenset(
+        {
+            "job-id-differs",
+            "owner-mismatch",
+            "signature",
+            "node-differs",
+            "deadline-passed",
+            "run-too-long",
+            "too-many-epochs",
+            "dates-not-ordered",
+            "recipient-unusable",
+            "too-many-open-jobs",
+            "attempt-not-registered",
+            "blob-missing",
+            "blob-differs",
+            "blob-too-large",
+        }
+    ),
     "escrow": frozenset(),
     "manifest": frozenset(
         {

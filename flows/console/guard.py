@@ -1,0 +1,99 @@
+"""`rapha guard`: the output guard alone, on a folder."""
+
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from policies.gate import Verdict, explain
+from policies.output import OutputEvidence, OutputLimits, output_gate
+from rapha.console.app import AsJson, Result
+from rapha.declaration import Declaration, read_declaration
+from rapha.errors import ConfigurationError
+from tasks.guarding.inspection import inspect
+from tasks.guarding.release import prepare_release, write_release
+
+NOTE = "scope structure: no records were at hand and no run was seen, so this verdict seals nothing"
+
+
+def register(app: cyclopts.App) -> None:
+    app.command(guard, name="guard")
+
+
+def guard(
+    output_dir: Path,
+    *,
+    job: Annotated[Path, Parameter(name="--job")],
+    release: Annotated[Path, Parameter(name="--release")],
+    as_json: AsJson = False,
+) -> Result:
+    """Judge a trainer's output folder against its job and write what could leave.
+
+    OUTPUT_DIR holds weights.safetensors and metrics.json and nothing else. DIR must be empty or absent; after a refusal it is
+    empty. The
+    verdict's scope is `structure`: no records are at hand, and it seals nothing.
+
+    Example: `rapha guard outputs --job job.json --release release`
+    """
+    declaration, job_id = _declared(job)
+    if not output_dir.exists():
+        raise ConfigurationError(["output-dir-missing"], f"{output_dir}: there is no such folder")
+    if release.resolve().is_relative_to(output_dir.resolve()):
+        raise ConfigurationError(["release-inside-outputs"], "the release folder must lie outside the output folder")
+    prepare_release(release)
+    limits = OutputLimits()
+    seen = inspect(output_dir, declaration, limits)
+    evidence = OutputEvidence(
+        job=job_id,
+        attempt=0,
+        nonce=secrets.token_hex(32),
+        at=int(time.time()),
+        previous=job_id,
+        mode="development",
+        **seen.facts,
+        scope="structure",
+        after="",
+        granted_bytes=limits.max_bytes,
+        granted_metrics=limits.max_metrics,
+    )
+    verdict = output_gate(limits).judge(evidence)
+    if verdict.cleared:
+        write_release(release, seen.files)
+    return _result(verdict, evidence, release)
+
+
+def _declared(path: Path) -> tuple[Declaration, str]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(["job-unreadable"], f"{path}: {error.strerror}") from None
+    declaration, _, job_id = read_declaration(raw)
+    return declaration, job_id
+
+
+def _result(verdict: Verdict, evidence: OutputEvidence, release: Path) -> Result:
+    gate = output_gate(evidence.limits)
+    reasons = explain(gate, verdict.codes)
+    leak = evidence.leak.to_json()
+    data: dict[str, Any] = {
+        **verdict.to_json(),
+        "scope": evidence.scope,
+        "reasons": reasons,
+        "leak_bits": leak["total"],
+        "leak": leak,
+        "mantissa_bits": evidence.limits.mantissa_bits,
+        "parameters": evidence.weights.parameters,
+        "canonicalised": evidence.weights.canonicalised,
+        "released": {},
+    }
+    lines = [f"verdict      {data['verdict']}", f"leak budget  {leak['total']:,} bits", f"note         {NOTE}"]
+    if verdict.cleared and evidence.release:
+        data["released"] = {"weights.safetensors": evidence.release.weights, "metrics.json": evidence.release.metrics}
+        lines += [f"released     {name}  {value}" for name, value in data["released"].items()]
+        lines.append(f"into         {release}")
+    else:
+        lines += [f"refused      {reason['code']}: {reason['wrong']} {reason['todo']}" for reason in reasons]
+    return Result(data, lines, 0 if verdict.cleared else 3)
