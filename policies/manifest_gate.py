@@ -2,7 +2,7 @@
 
 What must hold: 1 the three approvers signed, three keys, each trusted in its role; 2 environment's query ⊇ manifest ⊇ job;
 3 cohort, project, purpose, consent basis and agreement are ones that manifest and site know; 4 it is in force until the longest
-run ends, and opt-outs were applied lately; 5 it is not older than one this node has seen, nor another under the same number; 6 the
+run ends, and opt-outs were applied lately; 5 it is not older than one this node has seen, nor another under its number; 6 the
 records file is the signed one; 7 no count is so small that it points at people; 8 what the job takes is within its limits.
 """
 
