@@ -91,7 +91,7 @@ class _Session(requests.Session):
         self.mount("http://", _RawAdapter())
         self.mount("https://", _RawAdapter())
 
-    def get(self, url: str | bytes, **kwargs: Any) -> requests.Response:
+    def get(self, url: str | bytes, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         kwargs["headers"] = {k: v for k, v in (kwargs.get("headers") or {}).items() if k != "Host"}  # it leaves the port out
         kwargs["headers"]["Accept-Encoding"] = "identity"
         response = super().get(url, **{**kwargs, "stream": True, "allow_redirects": False})

@@ -77,8 +77,32 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
     "policy": frozenset(),
     "attestation": frozenset(),
     "cut": frozenset(),
-    "query": frozenset(),
-    "retrieve": frozenset(),
+    "query": frozenset(
+        {
+            "query-scope",
+            "query-not-sent",
+            "query-records-differ",
+            "query-missing",
+            "query-changed",
+            "query-nothing",
+            "query-cohort-small",
+            "query-too-many",
+            "query-counts-odd",
+        }
+    ),
+    "retrieve": frozenset(
+        {
+            "retrieve-set-changed",
+            "retrieve-missing",
+            "retrieve-changed",
+            "retrieve-root-differs",
+            "retrieve-undecodable",
+            "retrieve-burned-in",
+            "retrieve-not-sealed",
+            "retrieve-too-large",
+            "retrieve-counts-odd",
+        }
+    ),
     "train": frozenset(),
     "output": frozenset(
         {
