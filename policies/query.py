@@ -24,8 +24,8 @@ class QueryEvidence(Evidence):
     """What was asked and answered, as counts and digests.
 
     manifest_…: what the signed manifest says; records_…: the hospital's records file, hashed again; query, results: digests of
-    the filters and of the selected set; answered: instances in the archive's answers; outside: of them, not within what was asked;
-    ignored: within it, but not in the manifest; missing, changed: of the manifest's records, not answered, or of another
+    the filters and of the selected set; answered: instances in the archive's answers; outside: of them, not within what was
+    asked; ignored: within it, but not in the manifest; missing, changed: of the manifest's records, not answered, or of another
     patient; selected: records within the job's intent; patients: how many they belong to.
     """
 
