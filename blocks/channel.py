@@ -1,7 +1,7 @@
 """How the node's processes speak: framed JSON with file descriptors over a UNIX stream socket.
 
 A frame is a 4-byte big-endian length and canonical JSON of at most 4 MiB; descriptors travel with its first byte (SCM_RIGHTS).
-A request is `{"verb": …, …}`; an answer is `{"ok": true, …}` or `{"ok": false, "codes": […], "kind": "refusal" | "peer" | "bug"}`.
+A request is `{"verb": …, …}`; an answer `{"ok": true, …}` or `{"ok": false, "codes": […], "kind": "refusal" | "peer" | "bug"}`.
 The lifetime of what a process holds for a client is that client's connection: killing the client releases it.
 """
 

@@ -36,6 +36,16 @@ def build() -> cyclopts.App:
     return app
 
 
+def group(app: cyclopts.App, name: str, help: str) -> cyclopts.App:
+    """The sub-app `name`, made where it is missing: two modules may both add commands to one."""
+    try:
+        return app[name]
+    except KeyError:
+        made = cyclopts.App(name=name, help=help, version_flags=[])
+        app.command(made)
+        return made
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `rapha` script."""
     argv = list(sys.argv[1:] if arguments is None else arguments)

@@ -1,0 +1,1 @@
+"""The node's own commands, one area a file."""

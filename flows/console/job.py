@@ -1,0 +1,135 @@
+"""`rapha job check | status | list | retry | cancel | fetch`: the node's side of a job. State comes from the register."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+
+from blocks.register import Register
+from blocks.register_rows import JobStatus
+from blocks.settings import Settings, load
+from policies.gate import Verdict
+from policies.intake import IntakeLimits
+from rapha.canonical import is_digest
+from rapha.console.app import AsJson, Result, group
+from rapha.console.job import HELP
+from rapha.errors import ConfigurationError, Refusal
+from rapha.signing import load_trusted
+from tasks.training.intake import Admission, admit
+
+
+def register(app: cyclopts.App) -> None:
+    """Adds the node's commands to the group `job` that `rapha.console.job` shares."""
+    jobs = group(app, "job", HELP)
+    for command in (check, status, list_jobs, retry, cancel):
+        jobs.command(command, name=command.__name__.removesuffix("_jobs"))
+
+
+def check(path: Path, *, as_json: AsJson = False) -> Result:
+    """Would this node take the declaration at PATH? Strict parse, signature, policy and manifest; nothing is written or sent.
+
+    Example: `rapha job check job.json`
+    """
+    settings = load(os.environ)
+    raw = _read(path)
+    admission = admitted(raw, settings)
+    verdicts = [admission.verdict, *dry_run(raw, settings)]
+    codes = sorted({code for verdict in verdicts for code in verdict.codes})
+    refused = next((verdict for verdict in verdicts if not verdict.cleared), None)
+    data = {
+        **(refused or verdicts[-1]).to_json(),
+        "codes": codes,
+        "job": admission.job,
+        "verdicts": [verdict.to_json() for verdict in verdicts],
+    }
+    lines = [f"{'refused' if v.codes else 'cleared'}  {v.gate}  {' '.join(v.codes)}".rstrip() for v in verdicts]
+    return Result(data, [f"job {admission.job}", *lines], 3 if refused else 0)
+
+
+def admitted(raw: bytes, settings: Settings) -> Admission:
+    """The declaration through the admission gate, by the node's own keys and numbers; `Refusal` otherwise."""
+    return admit(
+        raw,
+        sender=None,
+        owner_keys=load_trusted(settings.path("RAPHA_TRUST_DIR") / "ai-teams"),
+        node_id=settings.text("RAPHA_NODE_ID"),
+        limits=IntakeLimits(**settings.section("intake")),
+        mode=settings.mode,
+        now=int(time.time()),
+    )
+
+
+def dry_run(raw: bytes, settings: Settings) -> list[Verdict]:
+    """The verdicts of manifest and policy for a declaration that was admitted; no side effects."""
+    raise Refusal(["not-built"], "the dry run of manifest and policy is not built yet", gate="policy")
+
+
+def status(job: str, *, as_json: AsJson = False) -> Result:
+    """What became of a job, from the register: state, codes, attempt, stage.
+
+    Example: `rapha job status sha256:9f86d0…`
+    """
+    with_register = _register()
+    return _shown(with_register, _known(with_register, job))
+
+
+def list_jobs(*, owner: str | None = None, limit: int = 50, as_json: AsJson = False) -> Result:
+    """The newest jobs, of one owner or of all.
+
+    Example: `rapha job list --owner team-a`
+    """
+    found = _register().jobs(owner, limit=limit)
+    lines = [f"{job.job}  {job.state:<10} {job.owner}  attempt {job.attempt} {' '.join(job.codes)}".rstrip() for job in found]
+    return Result({"jobs": [{"owner": job.owner, **job.to_json()} for job in found]}, lines or ["no jobs"])
+
+
+def retry(job: str, *, as_json: AsJson = False) -> Result:
+    """Owe a job again after a node-side refusal, a crash or a dead letter: a new attempt, from the first gate on.
+
+    Example: `rapha job retry sha256:9f86d0…`
+    """
+    held = _register()
+    held.retry(_known(held, job).job, now=int(time.time()))
+    return _shown(held, _known(held, job))
+
+
+def cancel(job: str, *, as_json: AsJson = False) -> Result:
+    """Cancel a job: at once, or at the next stage of a running one; refused once money may be on its way.
+
+    Example: `rapha job cancel sha256:9f86d0…`
+    """
+    held = _register()
+    held.cancel(_known(held, job).job, now=int(time.time()))
+    return _shown(held, _known(held, job))
+
+
+def node_register(settings: Settings) -> Register:
+    """The node's register, in its state folder."""
+    return Register.at(settings.path("RAPHA_STATE_DIR") / "register.sqlite")
+
+
+def _register() -> Register:
+    return node_register(load(os.environ))
+
+
+def _known(held: Register, job: str) -> JobStatus:
+    found = held.status(job) if is_digest(job) else None
+    if found is None:
+        raise Refusal(["job-unknown"], "no such job in this node's register")
+    return found
+
+
+def _shown(held: Register, found: JobStatus) -> Result:
+    data: dict[str, Any] = {"owner": found.owner, **found.to_json()}
+    where = f" in {found.stage}" if found.stage else ""
+    codes = f" ({', '.join(found.codes)}{', ' + found.side + '-side' if found.side else ''})" if found.codes else ""
+    return Result(data, [f"{found.job}", f"{found.state}{where}, attempt {found.attempt}{codes}"])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(["file-unreadable"], f"{path}: {error.strerror}") from None
