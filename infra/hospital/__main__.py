@@ -1,6 +1,6 @@
 """`python -m infra.hospital --root DIR --port P [--fd N …]`: the demo's archive, on loopback and on open sockets.
 
-Prints `ready` and the port when it serves. Port 0 takes a free one.
+Prints a line `port N` and a line `ready` when it serves. Port 0 takes a free one.
 """
 
 import argparse
@@ -22,7 +22,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(f"ready {self.port}", flush=True)
+        print(f"port {self.port}\nready", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """A small archive that speaks DICOMweb (PS3.18): QIDO-RS, WADO-RS, STOW-RS over a folder of files.
 
-It keeps what it is given, byte for byte, and gives it back so: ask it for `transfer-syntax=*`, it transcodes nothing. It listens on
-loopback, or on sockets that were opened for it. For the demo and for tests; no access control, which loopback stands in for.
+It keeps what it is given, byte for byte, and gives it back so: ask it for `transfer-syntax=*`, it transcodes nothing. It listens
+on loopback, or on sockets that were opened for it. For the demo and for tests; no access control, which loopback stands in for.
 """
 
 import io
