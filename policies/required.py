@@ -44,7 +44,30 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
             "blob-too-large",
         }
     ),
-    "escrow": frozenset(),
+    "escrow": frozenset(
+        {
+            "escrow-attestors-differ",
+            "escrow-chain-lies",
+            "escrow-chain-not-allowed",
+            "escrow-closed",
+            "escrow-cohort-too-small",
+            "escrow-deadline-short",
+            "escrow-development-account",
+            "escrow-in-use",
+            "escrow-missing",
+            "escrow-no-vault",
+            "escrow-not-final",
+            "escrow-other-chain",
+            "escrow-other-node",
+            "escrow-other-owner",
+            "escrow-other-token",
+            "escrow-other-vault",
+            "escrow-payees-differ",
+            "escrow-price-differs",
+            "escrow-token-not-allowed",
+            "escrow-underfunded",
+        }
+    ),
     "manifest": frozenset(
         {
             "manifest-signatures",
