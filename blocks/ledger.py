@@ -5,6 +5,7 @@ that fails raises `Refusal(ledger-unwritable)`: nothing goes on without its reco
 """
 
 import base64
+import errno
 import fcntl
 import os
 import time
@@ -13,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from rapha.canonical import canonical, parse
 from rapha.errors import Refusal
-from rapha.ledger import CHECKPOINTS, ENTRIES, GENESIS, HEAD, Entry, genesis, read, read_entry, signed_head
+from rapha.ledger import CHECKPOINTS, ENTRIES, GENESIS, HEAD, LOCK, MAX_LINE, Entry, genesis, read, read_entry, signed_head
 
 
 class Ledger:
@@ -46,60 +48,129 @@ class Ledger:
         return ledger
 
     def append(self, kind: str, body: dict[str, Any], *, at: int | None = None) -> Entry:
-        """Writes one entry and returns it once it and the signed head are on disk."""
+        """Writes one entry and returns it once it and the signed head are on disk.
+
+        Raises `Refusal` ledger-unwritable, ledger-entry (too large, or without a canonical form), ledger-broken,
+        ledger-truncated.
+        """
         try:
             with self._locked():
                 length, head = self._recovered()
-                entry = Entry.make(length, head, int(time.time()) if at is None else at, kind, body)
-                self._append_line(ENTRIES, entry.line())
-                self._write_head(length + 1, entry.hash)
+                entry = _readable(length, head, int(time.time()) if at is None else at, kind, body)
+                self._write(entry)
                 return entry
         except OSError as error:
             raise Refusal(["ledger-unwritable"], f"the ledger cannot be written: {error.strerror}") from None
 
     def entries(self) -> Iterator[Entry]:
-        """Every entry, its links checked on the way."""
-        return read(self.folder)
+        """Every entry of the whole chain, which must end at the signed head. `Refusal` ledger-… otherwise."""
+        try:
+            with self._locked():
+                length, head = self._recovered()
+                found = list(read(self.folder))
+        except OSError as error:
+            raise Refusal(["ledger-unreadable"], f"the ledger cannot be read: {error.strerror}") from None
+        if len(found) != length or (found and found[-1].hash != head):
+            raise Refusal(["ledger-truncated"], "the ledger does not end at its signed head")
+        return iter(found)
+
+    def recover(self) -> int:
+        """Finishes or takes back an append that a crash cut short; the number of entries. For a node's start."""
+        try:
+            with self._locked():
+                self._trim_checkpoints()
+                return self._recovered()[0]
+        except OSError as error:
+            raise Refusal(["ledger-unwritable"], f"the ledger cannot be written: {error.strerror}") from None
+
+    def _write(self, entry: Entry) -> None:
+        """Entry, then head. Where one of them fails, what was written of the entry is taken back: it never happened."""
+        before = (self.folder / ENTRIES).stat().st_size
+        try:
+            self._append_line(ENTRIES, entry.line())
+            self._write_head(entry.seq + 1, entry.hash)
+        except OSError:
+            if self._signed()[2] == before:  # else the new head is there already, and stands
+                os.truncate(self.folder / ENTRIES, before)
+            raise
+        if self._every <= 1 or (entry.seq + 1) % self._every == 1:
+            self._trim_checkpoints()
+            self._append_line(CHECKPOINTS, canonical(self._mark(entry.seq + 1, entry.hash)) + b"\n")
 
     def _recovered(self) -> tuple[int, str]:
-        mark = parse((self.folder / HEAD).read_bytes(), what="ledger head")
-        self._key.public_key().verify(base64.b64decode(mark["signature"]), signed_head(mark["length"], mark["head"]))
+        length, head, end = self._signed()
         size = (self.folder / ENTRIES).stat().st_size
-        if size == mark["bytes"]:
-            return mark["length"], mark["head"]
-        if size < mark["bytes"]:
+        if size == end:
+            return length, head
+        if size < end:
             raise Refusal(["ledger-truncated"], "the ledger is shorter than its signed head says")
         with (self.folder / ENTRIES).open("r+b") as stream:
-            stream.seek(mark["bytes"])
-            tail = stream.read()
+            stream.seek(end)
+            tail = stream.read(MAX_LINE + 2)
             if not tail.endswith(b"\n"):  # an append that a crash cut short: it was never answered, so it never happened
-                stream.truncate(mark["bytes"])
+                stream.truncate(end)
                 os.fsync(stream.fileno())
-                return mark["length"], mark["head"]
-        entry = read_entry(tail)
-        if entry.seq != mark["length"] or entry.prev != mark["head"]:
+                return length, head
+        return self._adopted(tail, length, head)
+
+    def _adopted(self, tail: bytes, length: int, head: str) -> tuple[int, str]:
+        """One whole entry that a crash left without its head; anything else after the head is refused."""
+        try:
+            entry = read_entry(tail)
+        except Refusal:
+            raise Refusal(["ledger-broken"], "what follows the signed head is not one entry") from None
+        if entry != Entry.make(length, head, entry.at, entry.kind, entry.body):
             raise Refusal(["ledger-broken"], "the entry after the signed head does not extend the chain")
         self._write_head(entry.seq + 1, entry.hash)
         return entry.seq + 1, entry.hash
 
+    def _signed(self) -> tuple[int, str, int]:
+        """(length, hash, bytes) of the head, which this ledger's key signed."""
+        try:
+            mark = parse((self.folder / HEAD).read_bytes(), what="ledger head")
+            length, head, end = mark["length"], mark["head"], mark["bytes"]
+            self._key.public_key().verify(base64.b64decode(mark["signature"], validate=True), signed_head(length, head))
+        except (Refusal, InvalidSignature, KeyError, TypeError, ValueError):
+            raise Refusal(["ledger-broken"], "the ledger's head is not one that its key signed") from None
+        if type(length) is not int or type(end) is not int or end < 0:
+            raise Refusal(["ledger-broken"], "the ledger's head is not one that its key signed")
+        return length, head, end
+
     def _append_line(self, name: str, line: bytes) -> None:
         with (self.folder / name).open("ab", buffering=0) as stream:
-            stream.write(line)
+            if stream.write(line) != len(line):  # a full disk takes a part of it and says so only in the count
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(stream.fileno())
 
-    def _write_head(self, length: int, head: str) -> None:
+    def _trim_checkpoints(self) -> None:
+        """A line that a crash or a full disk cut short is no checkpoint."""
+        content = (self.folder / CHECKPOINTS).read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(self.folder / CHECKPOINTS, content.rfind(b"\n") + 1)
+
+    def _mark(self, length: int, head: str) -> dict[str, Any]:
         signature = base64.b64encode(self._key.sign(signed_head(length, head))).decode()
+        return {"length": length, "head": head, "signature": signature}
+
+    def _write_head(self, length: int, head: str) -> None:
         size = (self.folder / ENTRIES).stat().st_size
-        mark = {"length": length, "head": head, "signature": signature}
-        _durable(self.folder / HEAD, canonical({**mark, "bytes": size}) + b"\n")
-        if length % self._every == 1:
-            self._append_line(CHECKPOINTS, canonical(mark) + b"\n")
+        _durable(self.folder / HEAD, canonical({**self._mark(length, head), "bytes": size}) + b"\n")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.folder / "ledger.lock").open("a") as lock:
+        with (self.folder / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _readable(seq: int, prev: str, at: int, kind: str, body: dict[str, Any]) -> Entry:
+    """The entry, after reading it back as a verifier will: nothing is written that would break the chain for ever."""
+    try:
+        entry = Entry.make(seq, prev, at, kind, body)
+        read_entry(entry.line())
+    except (Refusal, ValueError):
+        raise Refusal(["ledger-entry"], "the entry is too large or has no canonical form") from None
+    return entry
 
 
 def _durable(path: Path, content: bytes) -> None:
@@ -109,7 +180,7 @@ def _durable(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

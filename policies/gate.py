@@ -81,6 +81,8 @@ class Check(Generic[E_contra]):
         """One finding for each failed code, or one that passed. A crash is a failed finding, never an exception."""
         try:
             codes = self.run(evidence)
+            if not isinstance(codes, tuple | list | set | frozenset):  # a text, a mapping, a generator: not an answer
+                return [Finding(self.name, False, f"{self.name}-odd")]
             failed = sorted({code if code in self.reasons else f"{self.name}-odd" for code in codes})
         except Exception:  # the door's one broad except: a check that crashes has not passed
             failed = [f"{self.name}-crashed"]
@@ -141,7 +143,7 @@ class Verdict:
         return frozenset(finding.check for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON of FACES section 2, and what binds it."""
+        """What the console prints of a verdict, and what binds it."""
         return {
             "verdict": "cleared" if self.cleared else "refused",
             "gate": self.gate,

@@ -2,7 +2,8 @@
 
 The reader refuses what two parsers could read in two ways: duplicate keys, NaN and infinities, integers beyond 2^53,
 deep nesting, lone surrogates, NUL (RFC 8259 section 4 and 6, RFC 7493 I-JSON). The writer is RFC 8785 for the values that
-the project signs: it admits integers and finite floats, sorts keys by UTF-16 code units and writes no blank.
+the project signs: it admits integers within 2^53 and finite floats, sorts keys by UTF-16 code units and writes no blank.
+A whole float beyond 2^53 is written as RFC 8785 says, and then refused by the reader, as I-JSON says.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from rapha.errors import Refusal
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
-MAX_INTEGER = 2**53
+MAX_INTEGER = 2**53 - 1  # RFC 7493 section 2.2: beyond it two integers can be one double
 
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
@@ -155,14 +156,23 @@ def _number(value: float) -> str:
     """ECMAScript's Number::toString (ECMA-262 6.1.6.1.20), which RFC 8785 section 3.2.2.3 asks for."""
     if not math.isfinite(value):
         raise ValueError("not finite")
-    if value == int(value) and abs(value) < 1e21:
-        return str(int(value))
-    mantissa, _, exponent = repr(value).partition("e")
-    if not exponent:
-        return mantissa
-    power = int(exponent)
-    if -7 < power < 0:
-        sign = "-" if mantissa.startswith("-") else ""
-        digits = mantissa.lstrip("-").replace(".", "")
-        return f"{sign}0.{'0' * (-power - 1)}{digits}"
-    return f"{mantissa}e{'+' if power > 0 else '-'}{abs(power)}"
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = repr(abs(value)).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = (whole + fraction.rstrip("0")).lstrip("0")
+    point = len(whole) + int(exponent or 0) - (len(whole + fraction.rstrip("0")) - len(digits))
+    digits = digits.rstrip("0")
+    return ("-" if value < 0 else "") + _placed(digits, point)
+
+
+def _placed(digits: str, point: int) -> str:
+    """`digits` with the decimal point after the first `point` of them: plain from 1e-7 up to 1e21, else with an exponent."""
+    if len(digits) <= point <= 21:
+        return digits + "0" * (point - len(digits))
+    if 0 < point <= 21:
+        return f"{digits[:point]}.{digits[point:]}"
+    if -6 < point <= 0:
+        return "0." + "0" * -point + digits
+    power = point - 1
+    return digits[0] + (f".{digits[1:]}" if len(digits) > 1 else "") + f"e{'+' if power > 0 else '-'}{abs(power)}"

@@ -1,9 +1,10 @@
 """The job declaration: what an AI team asks of a hospital's node, strict to the last field.
 
-The file is JSON: the fields below and `"signatures": [{"keyid", "role": "ai-team", "sig"}]` (see `rapha.signing`). The job's id is
-the digest of the canonical form without the signatures, so one declaration is one job, whoever sends it, however often.
+The file is JSON: the fields below and `"signatures": [{"keyid", "role": "ai-team", "sig"}]` (see `rapha.signing`). The job's id
+is the digest of the canonical form without the signatures, so one declaration is one job, whoever sends it, however often.
 """
 
+import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,8 @@ def _whole_digest(text: str) -> str:
 
 def _entry_point(text: str) -> str:
     path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts or path.suffix != ".py" or str(path) != text:
+    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,253}", text) is not None
+    if not plain or ".." in path.parts or path.suffix != ".py" or str(path) != text:
         raise ValueError("not a plain relative path of a Python file")
     return text
 

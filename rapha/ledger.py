@@ -1,7 +1,9 @@
 """The ledger's format and its verifier: what an auditor runs, with nothing of the node at hand.
 
 A ledger is a folder: `entries.jsonl`, one canonical JSON object a line, hash-chained; `head.json`, the length and hash of the
-newest entry, signed with the node's Ed25519 ledger key at every append (a checkpoint a line is also kept in `checkpoints.jsonl`).
+newest entry, signed with the node's Ed25519 ledger key at every append; every so many appends the signed head is also kept, one a
+line, in `checkpoints.jsonl`. A whole folder set back to an older copy of itself is whole: who must notice that keeps a head
+elsewhere. `ledger.lock` orders those who write, and lets a reader see a line and its head together.
 
     entry  = {"seq": n, "prev": hash of entry n-1, "at": seconds, "kind": …, "body": {…}, "hash": …}
     hash   = sha256 of the canonical form of the entry without "hash"
@@ -9,13 +11,16 @@ newest entry, signed with the node's Ed25519 ledger key at every append (a check
 """
 
 import base64
+import fcntl
 import json
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -23,6 +28,7 @@ from rapha.canonical import canonical, digest_of, parse
 from rapha.errors import Refusal
 
 ENTRIES, HEAD, CHECKPOINTS, GENESIS = "entries.jsonl", "head.json", "checkpoints.jsonl", "ledger.json"
+LOCK = "ledger.lock"
 MAX_LINE = 1 << 16
 HEAD_DOMAIN = b"rapha ledger head v1\n"
 
@@ -50,7 +56,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Result of `verify`: `ok`, or the first bad entry and its kind (edited, deleted, reordered, truncated, replayed, missing, unsigned)."""
+    """Result of `verify`: `ok`, or the first bad entry and the kind.
+
+    Kinds: edited, deleted, reordered, truncated, replayed; unsigned (a head or checkpoint that no key signed, or entries that no
+    head names); missing (a file is not there).
+    """
 
     ok: bool
     entries: int
@@ -87,7 +97,7 @@ def read_entry(raw: bytes) -> Entry:
 
 
 def read(folder: Path) -> Iterator[Entry]:
-    """The chain, checked link by link; raises `Refusal` at the first bad entry. For a door that trusts nothing it did not check."""
+    """The chain, checked link by link; `Refusal` at the first bad entry. For a door that trusts nothing it did not check."""
     prev, seq = genesis(_ledger_id(folder)), 0
     with (folder / ENTRIES).open("rb") as lines:
         for raw in lines:
@@ -113,20 +123,28 @@ def verify(folder: Path, key: Ed25519PublicKey | None = None) -> Report:
     try:
         ledger_id = _ledger_id(folder)
         key = key or ledger_key(folder)
-        lines = (folder / ENTRIES).read_bytes().splitlines(keepends=True)
-        head = parse((folder / HEAD).read_bytes(), what="ledger head")
-        marks = [parse(raw, what="checkpoint") for raw in (folder / CHECKPOINTS).read_bytes().splitlines()]
-    except (OSError, Refusal, ValueError) as error:
+        with _still(folder):
+            lines = _lines((folder / ENTRIES).read_bytes())
+            raw_marks = [*_lines((folder / CHECKPOINTS).read_bytes()), (folder / HEAD).read_bytes()]
+    except (OSError, Refusal) as error:
         return Report(False, 0, "", "missing", None, f"cannot be read: {type(error).__name__}")
     report = _verify_chain(lines, genesis(ledger_id))
-    hashes = [json.loads(raw)["hash"] for raw in lines] if report.ok else []
-    return _verify_marks(report, hashes, [*marks, head], key) if report.ok else report
+    if not report.ok:
+        return report
+    try:
+        marks = [parse(raw, what="checkpoint") for raw in raw_marks]
+    except Refusal:
+        return Report(False, report.entries, report.head, "unsigned", None, "a checkpoint or the head is not JSON")
+    return _verify_marks(report, [json.loads(raw)["hash"] for raw in lines], marks, key)
 
 
 def ledger_key(folder: Path) -> Ed25519PublicKey:
     """The public key that the ledger's own description names."""
     description = parse((folder / GENESIS).read_bytes(), what="ledger description")
-    key = load_pem_public_key(description["key"].encode())
+    try:
+        key = load_pem_public_key(description["key"].encode())
+    except (KeyError, TypeError, AttributeError, ValueError, UnsupportedAlgorithm):
+        raise Refusal(["ledger-unreadable"], "ledger.json does not name a key") from None
     if not isinstance(key, Ed25519PublicKey):
         raise Refusal(["ledger-key-kind"], "the ledger's key is not an Ed25519 key")
     return key
@@ -136,7 +154,23 @@ def _ledger_id(folder: Path) -> str:
     description = parse((folder / GENESIS).read_bytes(), what="ledger description")
     if not isinstance(description, dict) or not isinstance(description.get("id"), str):
         raise Refusal(["ledger-unreadable"], "ledger.json does not describe a ledger")
-    return description["id"]
+    return str(description["id"])
+
+
+@contextmanager
+def _still(folder: Path) -> Iterator[None]:
+    """No append of a living node falls between two reads; a copy of a ledger may lack the lock file."""
+    if not (folder / LOCK).exists():
+        yield
+        return
+    with (folder / LOCK).open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _lines(content: bytes) -> list[bytes]:
+    """Lines with their ends, by LF alone; the last may lack it."""
+    return [line for line in re.split(rb"(?<=\n)", content) if line]
 
 
 def _hash(entry: Entry) -> str:
@@ -158,8 +192,15 @@ def _verify_chain(lines: list[bytes], prev: str) -> Report:
         if entry.seq == n and entry.prev == prev:
             prev = entry.hash
             continue
-        return Report(False, n, prev, _break_kind(entries, n, prev, seen), n, "the chain breaks here")
+        kind = _break_kind(entries, n, prev, seen)
+        rehashed = kind == "edited" and n > 0 and entry.seq == n and _chained(entries, n)
+        return Report(False, n, prev, kind, n - 1 if rehashed else n, "the chain breaks here")
     return Report(True, len(entries), prev)
+
+
+def _chained(entries: list[Entry], n: int) -> bool:
+    """Whether what follows entry n builds on it: then the entry before it is the one that was written anew."""
+    return n + 1 == len(entries) or entries[n + 1].prev == entries[n].hash
 
 
 def _break_kind(entries: list[Entry], n: int, prev: str, seen: dict[str, int]) -> str:
@@ -173,7 +214,9 @@ def _break_kind(entries: list[Entry], n: int, prev: str, seen: dict[str, int]) -
 def _verify_marks(report: Report, hashes: list[str], marks: list[Any], key: Ed25519PublicKey) -> Report:
     for mark in marks:
         try:
-            length, head = int(mark["length"]), str(mark["head"])
+            length, head = mark["length"], mark["head"]
+            if type(length) is not int or length < 0 or not isinstance(head, str):
+                raise ValueError("not a head")
             key.verify(base64.b64decode(mark["signature"], validate=True), signed_head(length, head))
         except (InvalidSignature, KeyError, TypeError, ValueError):
             return Report(False, report.entries, report.head, "unsigned", None, "a checkpoint's signature does not verify")
@@ -181,6 +224,7 @@ def _verify_marks(report: Report, hashes: list[str], marks: list[Any], key: Ed25
             return Report(False, report.entries, report.head, "truncated", len(hashes), f"{length} entries were signed for")
         if length and hashes[length - 1] != head:
             return Report(False, report.entries, report.head, "edited", length - 1, "the entry is not the one signed for")
-    if int(marks[-1]["length"]) != len(hashes):
-        return Report(False, report.entries, report.head, "replayed", int(marks[-1]["length"]), "entries after the signed head")
+    if marks[-1]["length"] != len(hashes):
+        length = marks[-1]["length"]
+        return Report(False, report.entries, report.head, "unsigned", length, "entries after the signed head")
     return report

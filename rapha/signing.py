@@ -1,8 +1,9 @@
 """Signatures on JSON documents: Ed25519 over the DSSE pre-authentication encoding of the document's canonical form.
 
 A signed document carries its signatures beside its fields: `"signatures": [{"keyid", "role", "sig"}]`. What is signed is
-PAE(type, canonical(document without "signatures")) (DSSE v1.0.2), so the same bytes also make a DSSE envelope. A key's id is the
-SHA-256 of its DER SubjectPublicKeyInfo. Which keys may sign in which role is the verifier's own list, never the document's.
+PAE(type; role=<role>, canonical(document without "signatures")) (DSSE v1.0.2): the role is signed with it, so a signature made
+in one role does not count in another, even for a key that is trusted in both. A key's id is the SHA-256 of its DER
+SubjectPublicKeyInfo. Which keys may sign in which role is the verifier's own list, never the document's.
 """
 
 import base64
@@ -55,7 +56,7 @@ def sign(document: Mapping[str, Any], payload_type: str, key: Ed25519PrivateKey,
     signature = {
         "keyid": key_id(key.public_key()),
         "role": role,
-        "sig": base64.b64encode(key.sign(pae(payload_type, canonical(body)))).decode(),
+        "sig": base64.b64encode(key.sign(_message(payload_type, role, canonical(body)))).decode(),
     }
     return {**body, "signatures": [*document.get("signatures", []), signature]}
 
@@ -73,15 +74,21 @@ def roles_signed(
         raise Refusal(["signature-missing"], "the document is not signed", side="job")
     if len(entries) > MAX_SIGNATURES:
         raise Refusal(["signature-malformed"], "too many signatures", side="job")
-    message = pae(payload_type, canonical(unsigned(document)))
+    payload = canonical(unsigned(document))
     signed: dict[str, str] = {}
     for entry in entries:
-        role, keyid = _verified(entry, message, trusted)
+        role, keyid = _verified(entry, payload_type, payload, trusted)
         signed[role] = keyid
     return signed
 
 
-def _verified(entry: object, message: bytes, trusted: Mapping[str, Sequence[Ed25519PublicKey]]) -> tuple[str, str]:
+def _message(payload_type: str, role: str, payload: bytes) -> bytes:
+    return pae(f"{payload_type}; role={role}", payload)
+
+
+def _verified(
+    entry: object, payload_type: str, payload: bytes, trusted: Mapping[str, Sequence[Ed25519PublicKey]]
+) -> tuple[str, str]:
     if (
         not isinstance(entry, dict)
         or set(entry) != {"keyid", "role", "sig"}
@@ -92,7 +99,7 @@ def _verified(entry: object, message: bytes, trusted: Mapping[str, Sequence[Ed25
     if key is None:
         raise Refusal(["signature-untrusted"], "a signature is by a key that is not trusted in its role", side="job")
     try:
-        key.verify(base64.b64decode(entry["sig"], validate=True), message)
+        key.verify(base64.b64decode(entry["sig"], validate=True), _message(payload_type, entry["role"], payload))
     except (InvalidSignature, ValueError):
         raise Refusal(["signature-invalid"], "a signature does not verify over this document", side="job") from None
     return entry["role"], entry["keyid"]
@@ -138,6 +145,7 @@ def write_private(path: Path, key: Ed25519PrivateKey | None = None) -> Ed25519Pr
     key = key or Ed25519PrivateKey.generate()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
+    path.chmod(0o600)  # it may have been there, readable
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return key
 

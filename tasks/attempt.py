@@ -1,6 +1,6 @@
 """One attempt at one job: where its files are, which facts bind it, and its ledger.
 
-Layout of an attempt's folder:  evidence/NN-<gate>.json  verdicts/NN-<gate>.json  outputs/  release/  receipt.json
+Layout of an attempt's folder:  evidence/<gate>.json  outputs/  release/  receipt.json
 """
 
 import os

@@ -1,21 +1,22 @@
 """The door. Everything that is decided goes through `require`; data and results go through `open_door`.
 
 `require` judges, records, then answers. `open_door` trusts no caller: it reads the ledger from disk, demands one pass for
-each required gate of this one attempt over one chain of subjects, and judges the kept evidence again.
+each required gate of this one attempt over one chain of subjects, and hashes the kept evidence again.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
 from policies.gate import E, E_co, Evidence, Gate, Verdict, explain
 from policies.required import REQUIRED_CHECKS, REQUIRED_GATES, Door
-from rapha.canonical import digest_of
+from rapha.canonical import digest
 from rapha.errors import Refusal
+from rapha.ledger import Entry
 from tasks.attempt import Attempt
 
 _KEY = object()
+_FIELDS = {"verdict", "codes", "subject", "previous", "nonce", "mode", "at", "expires", "policy", "ran"}
 
 
 @dataclass(frozen=True)
@@ -41,46 +42,43 @@ class Cleared(Generic[E_co]):
 def require(gate: Gate[E], evidence: E, attempt: Attempt) -> Cleared[E]:
     """Judges `evidence`, writes the verdict to the ledger, and returns `Cleared` or raises `Refusal`.
 
-    The checks that ran must be those that the policy requires for this gate; a ledger that cannot be written refuses.
+    What must hold: 1 the evidence is evidence, with a canonical form; 2 it is of this attempt, and fresh; 3 some check ran, and
+    the checks that ran are those that the policy requires for this gate; 4 all passed; 5 evidence and verdict are on disk.
     """
-    verdict = gate.judge(evidence)
-    codes = list(verdict.codes)
-    if verdict.ran - {"limits"} != REQUIRED_CHECKS.get(gate.name, frozenset()):
-        codes.append("gate-incomplete")
+    verdict = _judged(gate, evidence, attempt)
+    codes = set(verdict.codes)
+    ran = verdict.ran - {"limits"}
+    if ran != REQUIRED_CHECKS.get(gate.name, frozenset()):
+        codes.add("gate-incomplete")
+    if not ran:
+        codes.add("gate-empty")
     if not _binds(verdict, evidence, attempt):
-        codes.append("gate-unbound")
-    if not verdict.findings:
-        codes.append("gate-empty")
-    attempt.keep("evidence", gate.name, evidence.to_json())
-    record = {**verdict.to_json(), "codes": sorted(codes)}
-    if codes:
+        codes.add("gate-unbound")
+    _keep(attempt, gate.name, evidence)
+    record = {**verdict.to_json(), **_own(attempt), "codes": sorted(codes)}
+    if codes or not verdict.cleared:
         record["verdict"] = "refused"
     attempt.ledger.append("verdict", record, at=attempt.clock())
-    if codes or not verdict.cleared:
-        raise _refusal(gate, sorted(codes), verdict)
+    if record["verdict"] != "cleared":
+        raise _refusal(gate, sorted(codes) or ["gate-empty"], verdict)
     return Cleared(evidence, verdict, _KEY)
 
 
 def open_door(door: Door, gates: Mapping[str, Gate[Any]], attempt: Attempt, last: Cleared[Evidence]) -> list[dict[str, Any]]:
     """The verdicts behind `door` ("train" or "seal"), in order, or `Refusal`.
 
-    What must hold: 1 the ledger's chain is whole; 2 for each required gate there is exactly one verdict of this job, attempt
-    and nonce, and it passed; 3 no gate of this attempt refused; 4 each verdict's `previous` is the subject of the one before,
-    the first's is the job; 5 none has expired (behind "seal": the gates before training had not when the train door opened);
-    6 the kept evidence hashes to the subject; 7 the required checks ran; 8 the last subject is the one that the caller holds.
+    What must hold: 1 the ledger's chain is whole and ends at its signed head; 2 for each required gate there is exactly one
+    verdict of this job, attempt and nonce, and it passed; 3 no gate of this attempt refused; 4 each verdict's `previous` is the
+    subject of the one before, the first's is the job; 5 none has expired (behind "seal": the gates before training had not when
+    the train door opened); 6 the kept evidence hashes to the subject; 7 the required checks ran; 8 the last subject is the one
+    that the caller holds; 9 the train door opens once, and "seal" only after it.
     """
-    ours = [
-        entry
-        for entry in attempt.ledger.entries()
-        if entry.kind in ("verdict", "door") and entry.body["job"] == attempt.job and entry.body["attempt"] == attempt.number
-    ]
-    verdicts = [entry.body for entry in ours if entry.kind == "verdict"]
-    trained = [
-        entry.at for entry in ours if entry.kind == "door" and entry.body["door"] == "train" and entry.body["opened"] is True
-    ]
+    mine = [entry for entry in attempt.ledger.entries() if _is_of(entry, attempt)]
+    verdicts = [entry.body for entry in mine if entry.kind == "verdict"]
+    trained = [e.at for e in mine if e.kind == "door" and e.body.get("door") == "train" and e.body.get("opened") is True]
     codes = _door_codes(door, verdicts, gates, attempt)
     codes += _expired(door, verdicts, trained, attempt.clock())
-    if not codes and verdicts[-1]["subject"] != last.subject:
+    if not codes and (last.subject != verdicts[-1]["subject"] or last.evidence.subject != last.subject):
         codes = ["door-other-subject"]
     attempt.record("door", door=door, opened=not codes, codes=sorted(set(codes)))
     if codes:
@@ -88,10 +86,41 @@ def open_door(door: Door, gates: Mapping[str, Gate[Any]], attempt: Attempt, last
     return verdicts
 
 
+def _judged(gate: Gate[E], evidence: E, attempt: Attempt) -> Verdict:
+    """The gate's verdict; evidence that is none is refused and recorded as such."""
+    try:
+        if not isinstance(evidence, Evidence):
+            raise TypeError
+        verdict = gate.judge(evidence)
+        if type(verdict) is not Verdict:
+            raise TypeError
+        return verdict
+    except (TypeError, ValueError, AttributeError, RecursionError):
+        record = {**_own(attempt), "verdict": "refused", "gate": gate.name, "codes": ["evidence-odd"], "subject": attempt.job}
+        attempt.ledger.append("verdict", record, at=attempt.clock())
+        raise Refusal(["evidence-odd"], gate=gate.name, subject=attempt.job) from None
+
+
+def _keep(attempt: Attempt, name: str, evidence: Evidence) -> None:
+    try:
+        attempt.keep("evidence", name, evidence.to_json())
+    except OSError as error:
+        raise Refusal(["evidence-unwritable"], f"the evidence cannot be kept: {error.strerror}", gate=name) from None
+
+
+def _own(attempt: Attempt) -> dict[str, Any]:
+    """What binds a record to this attempt, whatever the evidence claims."""
+    return {"job": attempt.job, "attempt": attempt.number, "nonce": attempt.nonce, "mode": attempt.mode}
+
+
+def _is_of(entry: Entry, attempt: Attempt) -> bool:
+    return entry.body.get("job") == attempt.job and entry.body.get("attempt") == attempt.number
+
+
 def _door_codes(door: Door, verdicts: Sequence[Mapping[str, Any]], gates: Mapping[str, Gate[Any]], attempt: Attempt) -> list[str]:
     wanted = REQUIRED_GATES[door]
     codes: list[str] = []
-    names = [verdict["gate"] for verdict in verdicts]
+    names = [str(verdict.get("gate")) for verdict in verdicts]
     codes += [f"gate-missing-{name}" for name in wanted if name not in names]
     codes += [f"gate-twice-{name}" for name in set(names) if names.count(name) > 1]
     codes += [f"gate-unexpected-{name}" for name in names if name not in wanted]
@@ -102,7 +131,7 @@ def _door_codes(door: Door, verdicts: Sequence[Mapping[str, Any]], gates: Mappin
     previous, now = attempt.job, attempt.clock()
     for verdict in verdicts:
         codes += _verdict_codes(verdict, previous, now, gates, attempt)
-        previous = verdict["subject"]
+        previous = verdict.get("subject", "")
     return codes
 
 
@@ -111,6 +140,8 @@ def _verdict_codes(
 ) -> list[str]:
     name = verdict["gate"]
     gate = gates.get(name)
+    if _FIELDS - set(verdict):
+        return [f"gate-refused-{name}", f"gate-odd-{name}"]
     held = {
         "refused": verdict["verdict"] == "cleared" and verdict["codes"] == [],
         "nonce": verdict["nonce"] == attempt.nonce,
@@ -128,19 +159,23 @@ def _expired(door: Door, verdicts: Sequence[Mapping[str, Any]], trained: Sequenc
     """A long training outlives the gates before it: for these, what counts is the moment when the train door opened."""
     if door == "seal" and len(trained) != 1:
         return ["door-train-not-opened-once"]
+    if door == "train" and trained:
+        return ["door-train-opened-before"]
     before = REQUIRED_GATES["train"]
-    judged_at = {v["gate"]: trained[0] if door == "seal" and v["gate"] in before else now for v in verdicts}
-    return [f"gate-expired-{v['gate']}" for v in verdicts if not judged_at[v["gate"]] < v["expires"]]
+    judged_at = [(v, trained[0] if door == "seal" and v.get("gate") in before else now) for v in verdicts]
+    return [f"gate-expired-{v.get('gate')}" for v, at in judged_at if not at < v.get("expires", 0)]
 
 
 def _kept_digest(attempt: Attempt, gate: str) -> str:
     try:
-        return digest_of(json.loads((attempt.folder / "evidence" / f"{gate}.json").read_bytes()))
-    except (OSError, ValueError):
+        kept = (attempt.folder / "evidence" / f"{gate}.json").read_bytes()
+    except OSError:
         return ""
+    return digest(kept.removesuffix(b"\n"))
 
 
 def _binds(verdict: Verdict, evidence: Evidence, attempt: Attempt) -> bool:
+    """A verdict of another attempt, or an old one, judges nothing here."""
     return (
         verdict.job == attempt.job
         and verdict.attempt == attempt.number

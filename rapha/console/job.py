@@ -8,19 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import cyclopts
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
 
 from rapha.canonical import canonical, digest_file
 from rapha.console.app import AsJson, Result, group
 from rapha.declaration import Declaration, read_declaration
 from rapha.errors import ConfigurationError
+from rapha.sealed import load_recipient, write_recipient
 from rapha.signing import JOB_TYPE, load_private, sign, unsigned
 
 HELP = "Write, sign and follow a job."
@@ -142,16 +135,8 @@ def _digest(path: Path | None) -> str:
 
 def _recipient(path: Path) -> str:
     if not path.exists():
-        made = X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        path.touch(mode=0o600)
-        path.write_bytes(made)
-    try:
-        key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError):
-        raise ConfigurationError(["key-unreadable"], f"{path}: not a readable PEM private key") from None
-    if not isinstance(key, X25519PrivateKey):
-        raise ConfigurationError(["key-kind"], f"{path}: not an X25519 key")
-    return base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+        return write_recipient(path)
+    return base64.b64encode(load_recipient(path).public_key().public_bytes_raw()).decode()
 
 
 def _read(path: Path) -> bytes:
