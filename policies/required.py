@@ -96,7 +96,23 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
             "job-too-many-metrics",
         }
     ),
-    "workload": frozenset(),
+    "workload": frozenset(
+        {
+            "workload-digest",
+            "workload-kind",
+            "workload-signature-digest",
+            "workload-signature",
+            "workload-signature-other-subject",
+            "workload-identity",
+            "workload-identities-unset",
+            "workload-scan",
+            "workload-scan-empty",
+            "workload-unpacked-differs",
+            "base-weights-digest",
+            "base-weights-format",
+            "launcher-not-pinned",
+        }
+    ),
     "policy": frozenset(),
     "attestation": frozenset(),
     "cut": frozenset(),
