@@ -47,8 +47,8 @@ _DTYPES = ("|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<f8")
 class Request:
     """op: DESCRIBE, NAMES or READ.
 
-    READ: frame or ALL_FRAMES of record `index`, the region at (x, y) of width × height pixels (0 × 0: all of it) at `level` (0: full
-    resolution). NAMES: at most `frame` records from `index` on.
+    READ: frame or ALL_FRAMES of record `index`, the region at (x, y) of width × height pixels (0 × 0: all of it) at `level` (0:
+    full resolution). NAMES: at most `frame` records from `index` on.
     """
 
     op: int
