@@ -1,29 +1,37 @@
-"""`rapha job check | status | list | retry | cancel | fetch`: the node's side of a job. State comes from the register."""
+"""`rapha job check | status | list | retry | cancel | fetch`: the node's side of a job.
+
+State comes from the register."""
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import cyclopts
 
+from blocks.orchestrator import Orchestrator
 from blocks.register import Register
 from blocks.register_rows import JobStatus
 from blocks.settings import Settings, load
 from policies.gate import Verdict
 from policies.intake import IntakeLimits
+from policies.site import read_section
 from rapha.canonical import is_digest
 from rapha.console.app import AsJson, Result, group
 from rapha.console.job import HELP
 from rapha.errors import ConfigurationError, Refusal
+from rapha.sealed import load_recipient, open_result
 from rapha.signing import load_trusted
 from tasks.training.intake import Admission, admit
+
+MAX_RESULT = 8 << 30
 
 
 def register(app: cyclopts.App) -> None:
     """Adds the node's commands to the group `job` that `rapha.console.job` shares."""
     jobs = group(app, "job", HELP)
-    for command in (check, status, list_jobs, retry, cancel):
+    for command in (check, status, list_jobs, retry, cancel, fetch):
         jobs.command(command, name=command.__name__.removesuffix("_jobs"))
 
 
@@ -55,7 +63,7 @@ def admitted(raw: bytes, settings: Settings) -> Admission:
         sender=None,
         owner_keys=load_trusted(settings.path("RAPHA_TRUST_DIR") / "ai-teams"),
         node_id=settings.text("RAPHA_NODE_ID"),
-        limits=IntakeLimits(**settings.section("intake")),
+        limits=read_section(IntakeLimits, settings.section("intake"), "intake"),
         mode=settings.mode,
         now=int(time.time()),
     )
@@ -103,6 +111,36 @@ def cancel(job: str, *, as_json: AsJson = False) -> Result:
     held = _register()
     held.cancel(_known(held, job).job, now=int(time.time()))
     return _shown(held, _known(held, job))
+
+
+def fetch(job: str, *, key: Path, out: Path, as_json: AsJson = False) -> Result:
+    """Fetch a job's sealed result from the orchestrator and open it into OUT with the recipient's private key.
+
+    Parameters
+    ----------
+    job: the job's id.
+    key: the X25519 private key (PEM, mode 0600) whose public half the declaration names.
+    out: a folder for weights and metrics; files there are not overwritten.
+
+    Example: `rapha job fetch sha256:9f86d0… --key team.x25519.pem --out result/`
+    """
+    settings = load(os.environ)
+    found = _known(node_register(settings), job)
+    if found.state != "done":
+        raise Refusal(["job-not-done"], f"the job is {found.state}: there is no result to fetch", subject=job)
+    recipient = load_recipient(key)
+    bundle = settings.optional("RAPHA_CA_BUNDLE")
+    peer = Orchestrator(
+        settings.text("RAPHA_ORCHESTRATOR_API_BASE"),
+        settings.text("RAPHA_ORCHESTRATOR_TOKEN"),
+        ca_bundle=Path(bundle) if bundle else None,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        sealed = Path(folder) / "result"
+        digest = peer.get(job, found.attempt, "result", sealed, MAX_RESULT)
+        opened = open_result(sealed, recipient, out, job=job)
+    lines = [f"{out / name}  {value}" for name, value in sorted(opened.files.items())]
+    return Result({**opened.to_json(), "sealed": digest, "out": str(out)}, lines)
 
 
 def node_register(settings: Settings) -> Register:

@@ -13,6 +13,7 @@ from infra.webhook.app import Desk, build
 from infra.webhook.event import announce
 from infra.webhook.signature import load_keys
 from policies.intake import IntakeLimits
+from policies.site import read_section
 from rapha.canonical import parse
 from rapha.errors import ConfigurationError
 from rapha.signing import load_trusted
@@ -27,11 +28,12 @@ class Server(uvicorn.Server):
 
 
 def _limits(path: Path | None) -> IntakeLimits:
-    section = parse(path.read_bytes(), what="site policy").get("intake", {}) if path else {}
-    try:
-        return IntakeLimits(**section)
-    except TypeError:
-        raise ConfigurationError(["site-policy-intake"], "the site policy's section intake has an unknown key") from None
+    if path is None:
+        return IntakeLimits()
+    site = parse(path.read_bytes(), what="site policy")
+    if not isinstance(site, dict) or not isinstance(site.get("intake"), dict):
+        raise ConfigurationError(["site-policy-section-missing"], "the site policy has no section 'intake'")
+    return read_section(IntakeLimits, site["intake"], "intake")
 
 
 def _arguments() -> argparse.Namespace:

@@ -30,6 +30,9 @@ class BlobSource(Protocol):
     def fetch_blob(self, digest: str, folder: Path, cap: int) -> Path:
         """The blob's file in `folder`, at most `cap` bytes. `PeerError` when it cannot be had."""
 
+    def fetch_image(self, digest: str, folder: Path, cap: int) -> Path:
+        """The OCI archive under an image manifest's digest, which the caller checks."""
+
 
 @dataclass(frozen=True)
 class Admission:
@@ -78,14 +81,15 @@ def intake(
     node_id: str,
     limits: IntakeLimits,
 ) -> Cleared[IntakeEvidence]:
-    """The first gate. `raw` is the declaration as registered, `facts` the register's, `blobs` the folder for what is fetched.
+    """The first gate. `raw` is the declaration as registered, `facts` the register's, `blobs` the folder for what is fetched
+    (as sha256/<hex>).
 
     Raises `Refusal` (gate "intake") and what `orchestrator` raises: `PeerError` is worth another try.
     """
     declaration, document, job = read_declaration(raw)
     wanted = wanted_blobs(declaration)
     said = _said(declaration, document, job, facts.owner, owner_keys, node_id, limits)
-    fetched = tuple(_fetched(kind, name, declaration, orchestrator, blobs, limits) for kind, name in wanted.items())
+    fetched = tuple(_fetched(kind, name, declaration, orchestrator, blobs / "sha256", limits) for kind, name in wanted.items())
     evidence = IntakeEvidence(
         **attempt.facts(attempt.job),
         **said,
@@ -152,9 +156,14 @@ def _can_seal_to(recipient: str) -> bool:
 def _fetched(
     kind: str, wanted: str, declaration: Declaration, orchestrator: BlobSource, folder: Path, limits: IntakeLimits
 ) -> Blob:
-    path = orchestrator.fetch_blob(wanted, folder, size_cap(kind, limits))
-    image = kind == "workload" and declaration.workload.kind == "oci"
-    return Blob(kind, wanted, _image_digest(path, wanted) if image else _file_digest(path), path.stat().st_size)
+    cap = size_cap(kind, limits)
+    if kind == "workload" and declaration.workload.kind == "oci":
+        path = folder / wanted.removeprefix("sha256:")
+        if not path.is_file() or _image_digest(path, wanted) != wanted:
+            path = orchestrator.fetch_image(wanted, folder, cap)
+        return Blob(kind, wanted, _image_digest(path, wanted), path.stat().st_size)
+    path = orchestrator.fetch_blob(wanted, folder, cap)
+    return Blob(kind, wanted, _file_digest(path), path.stat().st_size)
 
 
 def _file_digest(path: Path) -> str:
