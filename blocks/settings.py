@@ -8,7 +8,7 @@ import base64
 import binascii
 import ipaddress
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,17 @@ NODE = (
     "RAPHA_ORCHESTRATOR_TOKEN",
     "RAPHA_WEBHOOK_KEYS_PATH",
     "RAPHA_WAN_INTERFACE",
+    "RAPHA_WAN_PROBE",
     "RAPHA_LAN_INTERFACES",
     "RAPHA_KEEPER_SOCKET",
     "RAPHA_READER_SOCKET",
     "RAPHA_LAUNCHER_SOCKET",
     "RAPHA_ATTESTER_SOCKET",
     "RAPHA_PLATFORM_PATH",
+    "RAPHA_COLLATERAL_PATH",
 )
 OPTIONAL = (
+    "RAPHA_LAN_ROUTES",
     "RAPHA_OPA_URL",
     "RAPHA_OPA_TOKEN",
     "RAPHA_DCAP_ROOT_PATH",
@@ -75,8 +78,10 @@ FILES = (
     "RAPHA_OPA_POLICY_PATH",
     "RAPHA_SITE_POLICY_PATH",
     "RAPHA_PLATFORM_PATH",
+    "RAPHA_COLLATERAL_PATH",
     "RAPHA_WEBHOOK_KEYS_PATH",
 )
+READER_ALONE = "RAPHA_PHI_HMAC_KEY_BASE64"  # the one value that the reader's process has and a flow's has not
 # Switches of our parts and of others that weaken a gate: set in production, the node does not start (A14).
 WEAKENING = ("MOCK", "ALLOW_DEBUG", "_INSECURE", "RAPHA_DEMO", "SKIP_GATE")
 DEVELOPMENT_CHAINS = (1337, 31337, 131277322940537)
@@ -84,12 +89,12 @@ DEVELOPMENT_CHAINS = (1337, 31337, 131277322940537)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One node's configuration. `values` holds every RAPHA_* text as given, secrets too: never log it."""
+    """One node's configuration. `values` holds every RAPHA_* text as given, tokens too (but never the
+    pseudonym key): do not log it."""
 
     mode: Mode
     values: Mapping[str, str]
     outer_query: Mapping[str, str]
-    hmac_key: bytes
     chain_id: int
     site: Mapping[str, Any]
 
@@ -113,11 +118,11 @@ class Settings:
         return f"Settings({self.mode}, node {self.values.get('RAPHA_NODE_ID', '?')})"
 
 
-def problems(environment: Mapping[str, str]) -> dict[str, str]:
+def problems(environment: Mapping[str, str], *, without: Collection[str] = ()) -> dict[str, str]:
     """code -> sentence, for every setting that is missing or wrong; empty when a node may be configured so."""
     found: dict[str, str] = {}
     for name in (*ALWAYS, *NODE):
-        if not environment.get(name, "").strip():
+        if name not in without and not environment.get(name, "").strip():
             found[f"missing-{_kebab(name)}"] = f"{name} is not set"
     for name in ("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION", "RAPHA_TEE_ATTESTATION_REQUIRED"):
         if environment.get(name) and environment[name] not in ("true", "false"):
@@ -129,9 +134,12 @@ def problems(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def load(environment: Mapping[str, str]) -> Settings:
-    """The settings, or `ConfigurationError` with a code for each thing that is missing or wrong."""
-    found = problems(environment)
+def load(environment: Mapping[str, str], *, without: Collection[str] = ()) -> Settings:
+    """The settings, or `ConfigurationError` with a code for each thing that is missing or wrong.
+
+    `without`: names that this process must do without, because another process alone holds them.
+    """
+    found = problems(environment, without=without)
     if found:
         raise ConfigurationError(sorted(found), "; ".join(found[code] for code in sorted(found)))
     site = parse(Path(environment["RAPHA_SITE_POLICY_PATH"]).read_bytes(), what="site policy")
@@ -140,9 +148,8 @@ def load(environment: Mapping[str, str]) -> Settings:
     known = (*ALWAYS, *NODE, *OPTIONAL)
     return Settings(
         mode="production" if environment["RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION"] == "true" else "development",
-        values={name: environment[name] for name in known if environment.get(name)},
+        values={name: environment[name] for name in known if environment.get(name) and name != READER_ALONE},
         outer_query=json.loads(environment["RAPHA_DICOMWEB_STUDY_QUERY_JSON"]),
-        hmac_key=base64.b64decode(environment["RAPHA_PHI_HMAC_KEY_BASE64"]),
         chain_id=int(environment["RAPHA_CHAIN_ID"]),
         site=site,
     )

@@ -1,0 +1,106 @@
+"""A node as its flows see it: settings, the site's numbers, the gates, and the blocks, each made once."""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from blocks.attestor import Attestors
+from blocks.chain import Chain
+from blocks.ledger import Ledger
+from blocks.opa import PolicyEngine, policy_engine
+from blocks.orchestrator import Orchestrator
+from blocks.register import Register
+from blocks.register_rows import Lease
+from blocks.settings import READER_ALONE, Settings, load
+from flows.limits import SiteLimits, gates, read_limits
+from policies.gate import Gate
+from rapha.signing import load_private, load_trusted
+from tasks.attempt import Attempt
+
+
+@dataclass(frozen=True)
+class Node:
+    """Everything that a run needs and that outlives one. Opening it talks to no peer."""
+
+    settings: Settings
+    limits: SiteLimits
+
+    @classmethod
+    def open(cls, environment: Mapping[str, str] = os.environ) -> "Node":
+        """Raises `ConfigurationError`, one code for each thing that is missing or wrong."""
+        settings = load(environment, without=(READER_ALONE,))
+        return cls(settings, read_limits(settings))
+
+    @property
+    def state(self) -> Path:
+        return self.settings.path("RAPHA_STATE_DIR")
+
+    @property
+    def node_id(self) -> str:
+        return self.settings.text("RAPHA_NODE_ID")
+
+    @cached_property
+    def gates(self) -> dict[str, Gate[Any]]:
+        return gates(self.limits)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.state / "ledger", self.key("ledger"))
+
+    @cached_property
+    def register(self) -> Register:
+        return Register.at(self.state / "register.sqlite")
+
+    @cached_property
+    def chain(self) -> Chain:
+        return Chain(
+            self.settings.text("RAPHA_CHAIN_RPC_URL"),
+            self.settings.chain_id,
+            self.settings.text("RAPHA_VAULT_ADDRESS"),
+            self.settings.text("RAPHA_TOKEN_ADDRESS"),
+            account=self.settings.path("RAPHA_KEYS_DIR") / "settlement.key",
+            confirmations=self.limits.escrow.confirmations,
+        )
+
+    @cached_property
+    def attestors(self) -> Attestors:
+        urls = self.settings.text("RAPHA_ATTESTOR_URL").split(",")
+        return Attestors(*urls, threshold=self.limits.escrow.threshold)
+
+    @cached_property
+    def orchestrator(self) -> Orchestrator:
+        return Orchestrator(self.settings.text("RAPHA_ORCHESTRATOR_API_BASE"), self.settings.text("RAPHA_ORCHESTRATOR_TOKEN"))
+
+    @cached_property
+    def engine(self) -> PolicyEngine:
+        return policy_engine(
+            hospital=self.settings.path("RAPHA_OPA_POLICY_PATH"),
+            url=self.settings.optional("RAPHA_OPA_URL"),
+            token=self.settings.optional("RAPHA_OPA_TOKEN"),
+        )
+
+    @property
+    def worker(self) -> str:
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def key(self, name: str) -> Ed25519PrivateKey:
+        """One of the node's own keys: "ledger" or "receipt"."""
+        return load_private(self.settings.path("RAPHA_KEYS_DIR") / f"{name}.key")
+
+    def trusted(self, area: str) -> dict[str, list[Ed25519PublicKey]]:
+        """role -> keys: areas "ai-teams" (by owner), "manifest", "workload"."""
+        return load_trusted(self.settings.path("RAPHA_TRUST_DIR") / area)
+
+    def attempt(self, lease: Lease) -> Attempt:
+        """The attempt that a lease is for, its folder made."""
+        folder = self.state / "attempts" / lease.job.removeprefix("sha256:") / str(lease.number)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Attempt(
+            job=lease.job, number=lease.number, nonce=lease.nonce, mode=self.settings.mode, folder=folder, ledger=self.ledger
+        )

@@ -1,0 +1,146 @@
+"""`python -m infra.serve`: the node's own processes as one supervised group (what `rapha serve` starts).
+
+keeper, launcher, reader in the node's namespace · engine, worker, webhook in ours · attester beside the TPM and the TEE.
+The pseudonym key reaches the reader and nobody else.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from blocks.settings import READER_ALONE, Settings, load
+from infra.engine import engine_environment, server, worker
+from infra.supervisor import Member, Opener, Supervisor
+from rapha.errors import RaphaError
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def base_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What every process of ours gets: nothing of RAPHA_* beyond what its command line says."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "TMPDIR")
+    return {name: environment[name] for name in kept if name in environment} | {"PYTHONUNBUFFERED": "1"}
+
+
+def guardians(settings: Settings, environment: Mapping[str, str], inside: Opener) -> list[Member]:
+    """Launcher, reader and keeper: started inside the node's namespace by `inside`."""
+    base, state = base_environment(environment), settings.path("RAPHA_STATE_DIR")
+    keeper, reader, launcher = (settings.text(f"RAPHA_{name}_SOCKET") for name in ("KEEPER", "READER", "LAUNCHER"))
+    reading = python("infra.reader", "--socket", reader, "--archive", settings.text("RAPHA_DICOMWEB_BASE_URL"))
+    reading += ["--records", settings.text("RAPHA_DATASET_RECORDS_PATH"), "--staging", str(state / "staging")]
+    reading += ["--ca", bundle] if (bundle := settings.optional("RAPHA_CA_BUNDLE")) else []
+    launching = python("infra.launcher", "--socket", launcher, "--python", sys.executable, "--keeper", keeper)
+    keeping = python("infra.keeper", "--socket", keeper, "--state", str(state / "keeper.json"), "--ledger", str(state / "ledger"))
+    keeping += ["--wan", settings.text("RAPHA_WAN_INTERFACE"), "--lan", settings.text("RAPHA_LAN_INTERFACES")]
+    keeping += ["--probe", settings.text("RAPHA_WAN_PROBE"), "--launcher", launcher, "--reader", reader]
+    for route in filter(None, (settings.optional("RAPHA_LAN_ROUTES") or "").split(",")):
+        keeping += ["--lan-route", route]
+    return [
+        Member("launcher", launching, base, popen=inside),
+        Member("reader", reading, {**base, READER_ALONE: environment[READER_ALONE]}, popen=inside),
+        Member("keeper", keeping, base, popen=inside),
+    ]
+
+
+def webhook(settings: Settings, environment: Mapping[str, str], engine: Mapping[str, str]) -> Member:
+    """The inbound door, at the callback URL's path and port on loopback; TLS ends in front of it."""
+    url, state = urlsplit(settings.text("RAPHA_ORCHESTRATOR_CALLBACK_URL")), settings.path("RAPHA_STATE_DIR")
+    argv = python("infra.webhook", "--port", str(url.port or 8443), "--path", url.path, "--mode", settings.mode)
+    argv += [
+        "--register",
+        f"sqlite:///{state.absolute() / 'register.sqlite'}",
+        "--keys",
+        settings.text("RAPHA_WEBHOOK_KEYS_PATH"),
+    ]
+    argv += ["--teams", str(settings.path("RAPHA_TRUST_DIR") / "ai-teams"), "--node-id", settings.text("RAPHA_NODE_ID")]
+    argv += ["--site-policy", settings.text("RAPHA_SITE_POLICY_PATH")]
+    return Member("webhook", argv, {**base_environment(environment), **engine}, timeout=60)
+
+
+def engine_members(settings: Settings, environment: Mapping[str, str], port: int, health_port: int) -> list[Member]:
+    """The engine's server and the worker whose flow runs read the node's settings, the pseudonym key left out."""
+    engine = engine_environment(settings.path("RAPHA_STATE_DIR") / "engine", port)
+    base = base_environment(environment)
+    flows = {name: value for name, value in environment.items() if name.startswith("RAPHA_") and name != READER_ALONE}
+    serving, working = server(engine, port), worker(engine, health_port)
+    serving.environment, working.environment = {**base, **engine}, {**working.environment, **base, **engine, **flows}
+    return [serving, working]
+
+
+def attester(settings: Settings, environment: Mapping[str, str], kind: str) -> Member:
+    """The process beside the TPM and the TEE; `device` refuses where either is absent."""
+    argv = python("infra.attester", "--socket", settings.text("RAPHA_ATTESTER_SOCKET"), "--kind", kind)
+    argv += ["--state", str(settings.path("RAPHA_STATE_DIR") / "attester")]
+    return Member("attester", argv, base_environment(environment), timeout=60)
+
+
+def deployed(engine: Mapping[str, str], environment: Mapping[str, str]) -> None:
+    """Registers the pool and the deployments. Raises `CalledProcessError`."""
+    home = Path(__file__).resolve().parent.parent
+    subprocess.run(
+        python("rapha.console", "deploy"),
+        env={**base_environment(environment), **engine},
+        cwd=home,
+        check=True,
+        capture_output=True,
+    )
+
+
+def inside_by(words: str | None) -> Opener:
+    """How to start a process in the node's namespace: behind these command words, or right here where there are none."""
+    prefix = shlex.split(words or "")
+
+    def start(argv: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*prefix, *argv], **options)
+
+    return start
+
+
+def main() -> int:
+    """Serves until SIGTERM or SIGINT. The exit status is that of the error's kind."""
+    parser = argparse.ArgumentParser(prog="python -m infra.serve")
+    parser.add_argument("--engine-port", type=int, default=4200)
+    parser.add_argument("--health-port", type=int, default=4208)
+    parser.add_argument("--namespace", default=None)
+    options = parser.parse_args()
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    try:
+        settings = load(os.environ)
+        group = Supervisor(settings.path("RAPHA_STATE_DIR") / "logs")
+        return _served(group, settings, options, over)
+    except RaphaError as error:
+        print(f"serve: {', '.join(error.codes)}: {error.message}", file=sys.stderr)
+        return error.exit_status
+
+
+def _served(group: Supervisor, settings: Settings, options: argparse.Namespace, over: threading.Event) -> int:
+    engine = engine_environment(settings.path("RAPHA_STATE_DIR") / "engine", options.engine_port)
+    serving, working = engine_members(settings, os.environ, options.engine_port, options.health_port)
+    try:
+        group.start(attester(settings, os.environ, "device"))
+        for member in (*guardians(settings, os.environ, inside_by(options.namespace)), serving):
+            group.start(member)
+        deployed(engine, os.environ)
+        for member in (working, webhook(settings, os.environ, engine)):
+            group.start(member)
+        print(f"ready\nengine: http://127.0.0.1:{options.engine_port}", flush=True)
+        group.watch(over.is_set)
+    finally:
+        group.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
