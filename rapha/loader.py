@@ -12,15 +12,16 @@ The records stay on the hospital's side; what arrives is arrays, allow-listed at
 sandbox inherits (RAPHA_LOADER_FDS). Every record whose array is handed over counts as used, read ahead or not.
 """
 
+import itertools
 import os
-import queue
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -142,7 +143,7 @@ class RaphaDataLoader:
             ahead.stop()
 
     def close(self) -> None:
-        """Closes the connections to the hospital's reader."""
+        """Closes the connections to the hospital's reader, for every loader of this process that shares them."""
         self._lines.close()
 
     def _chunks(self, order: Sequence[int]) -> list[Sequence[int]]:
@@ -194,8 +195,19 @@ class Records(Sequence[Name]):
         return self._pages[page][place % MAX_NAMES]
 
 
+class _Line:
+    """A connection to the hospital's reader: one question at a time."""
+
+    def __init__(self, fd: int) -> None:
+        self.sock = socket.socket(fileno=os.dup(fd))
+        self.lock = threading.Lock()
+
+
 class _Lines:
-    """The inherited connections; one user at a time each."""
+    """The connections of one loader. Loaders in one process share them, so that their questions never mix on a line."""
+
+    _open: ClassVar[dict[tuple[int, int], _Line]] = {}
+    _opening: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, fds: Sequence[int], workers: int | None) -> None:
         chosen = list(fds)[: workers if workers else None]
@@ -203,22 +215,34 @@ class _Lines:
             raise ConfigurationError(
                 ["loader-no-descriptors"], "RAPHA_LOADER_FDS names no descriptor: this is not a rapha sandbox"
             )
-        self.sockets = [socket.socket(fileno=os.dup(fd)) for fd in chosen]
-        self._free: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
-        for sock in self.sockets:
-            self._free.put(sock)
+        self._keys = [(status.st_dev, status.st_ino) for status in map(os.fstat, chosen)]
+        with self._opening:
+            for key, fd in zip(self._keys, chosen, strict=True):
+                if key not in self._open:
+                    self._open[key] = _Line(fd)
+            self._lines = [self._open[key] for key in self._keys]
+        self._turn = itertools.cycle(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
     @contextmanager
     def borrowed(self) -> Iterator[socket.socket]:
-        sock = self._free.get()
+        """A free connection, or the next one that becomes free."""
+        line = next((one for one in self._lines if one.lock.acquire(blocking=False)), None)
+        if line is None:
+            line = next(self._turn)
+            line.lock.acquire()
         try:
-            yield sock
+            yield line.sock
         finally:
-            self._free.put(sock)
+            line.lock.release()
 
     def close(self) -> None:
-        for sock in self.sockets:
-            sock.close()
+        with self._opening:
+            for key, line in zip(self._keys, self._lines, strict=True):
+                self._open.pop(key, None)
+                line.sock.close()
 
 
 class _Reader:
@@ -242,9 +266,9 @@ class _Ahead:
 
     def __init__(self, reader: _Reader, plan: Sequence[int]) -> None:
         self._reader, self._plan = reader, iter(plan)
-        self._pool = ThreadPoolExecutor(max_workers=len(reader.lines.sockets), thread_name_prefix="rapha-loader")
+        self._pool = ThreadPoolExecutor(max_workers=len(reader.lines), thread_name_prefix="rapha-loader")
         self._waiting: deque[Future[Sample]] = deque()
-        for _ in range(2 * len(reader.lines.sockets)):
+        for _ in range(2 * len(reader.lines)):
             self._order_one()
 
     def next(self) -> Sample:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from blocks.reader import QueryFacts, Reader
 from policies.gate import Evidence
+from policies.manifest import Manifest
 from policies.query import QueryEvidence, QueryLimits, query_gate
 from policies.scope import Bounds, Scope, outer_scope, scope_codes
 from rapha.declaration import Declaration
@@ -25,6 +26,22 @@ class ManifestFacts:
     max_records: int
     min_patients: int
     burned_in_checked: bool
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "ManifestFacts":
+        """The facts of a manifest that its gate has cleared."""
+        scope, limits, records = manifest.scope, manifest.limits, manifest.record_set
+        return cls(
+            modalities=scope.modalities,
+            body_parts=scope.body_parts,
+            date_from=scope.date_from,
+            date_to=scope.date_to,
+            root=records.root,
+            count=records.count,
+            max_records=limits.max_records,
+            min_patients=limits.min_patients,
+            burned_in_checked=manifest.burned_in_checked,
+        )
 
 
 def query(
