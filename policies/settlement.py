@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from policies.escrow import node_id
-from rapha.canonical import is_digest, parse
+from policies.escrow import DEVELOPMENT_CHAINS, node_id
+from policies.gate import Mode
+from rapha.canonical import canonical, parse
 from rapha.errors import Refusal
+from rapha.receipt import MAX_RECEIPT, Predicate
 
 SHARES = (70, 20, 5, 5)
 WINDOW = 86400  # seconds that a signature may live
-MAX_RECEIPT = 1 << 20
 FIELDS = (
     ("escrow", "bytes32"),
     ("job", "bytes32"),
@@ -34,6 +35,7 @@ def split(amount: int) -> tuple[int, int, int, int]:
 class Claim:
     """What a receipt claims. escrow: 0x and 64 hex digits; job, receipt: digests; node: its name's id in the vault."""
 
+    mode: Mode
     attempt: int
     chain_id: int
     vault: str
@@ -59,24 +61,20 @@ class Deposit:
 def read_claim(statement: object, receipt: str) -> Claim:
     """The claim of an in-toto Statement whose DSSE envelope has the digest `receipt`. `Refusal` receipt-odd for others."""
     try:
-        predicate = statement["predicate"]  # type: ignore[index]
-        escrow = predicate["escrow"]
-        claim = Claim(
-            attempt=predicate["attempt"],
-            chain_id=escrow["chain_id"],
-            vault=escrow["vault"].lower(),
-            escrow=escrow["escrow"],
-            job=predicate["job"],
-            node=node_id(predicate["node"]),
-            records=predicate["records_unique"],
-            receipt=receipt,
-        )
-    except (KeyError, TypeError, AttributeError):
+        predicate = Predicate.model_validate_json(canonical(statement["predicate"]))  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
         raise _odd() from None
-    numbers = (claim.attempt, claim.chain_id, claim.records)
-    if any(type(number) is not int for number in numbers) or not is_digest(claim.job) or not _is_id(claim.escrow):
-        raise _odd()
-    return claim
+    return Claim(
+        mode=predicate.mode,
+        attempt=predicate.attempt,
+        chain_id=predicate.escrow.chain_id,
+        vault=predicate.escrow.vault.lower(),
+        escrow=predicate.escrow.id,
+        job=predicate.job,
+        node=node_id(predicate.node),
+        records=predicate.records.unique,
+        receipt=receipt,
+    )
 
 
 def statement_of(envelope: bytes) -> object:
@@ -92,10 +90,6 @@ def _odd() -> Refusal:
     return Refusal(["receipt-odd"], "the receipt does not have the fields that a settlement needs", gate="settle")
 
 
-def _is_id(text: object) -> bool:
-    return isinstance(text, str) and text.startswith("0x") and is_digest("sha256:" + text[2:])
-
-
 def refusals(
     claim: Claim, held: Deposit, *, chain_id: int, vault: str, signer: str, now: int, expiry: int, earlier: Mapping[str, str]
 ) -> tuple[str, ...]:
@@ -106,6 +100,7 @@ def refusals(
     held_rules = {
         "attest-other-chain": claim.chain_id == chain_id,
         "attest-other-vault": claim.vault == vault,
+        "attest-development-receipt": claim.mode == "production" or chain_id in DEVELOPMENT_CHAINS,
         "attest-escrow-closed": held.status == "open",
         "attest-other-node": claim.node == held.node,
         "attest-no-records": claim.records > 0,

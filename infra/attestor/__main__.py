@@ -18,8 +18,8 @@ from eth_account import Account
 from blocks.chain import Chain, load_account
 from infra.attestor.journal import Journal
 from infra.attestor.sign import Attestor
-from policies.settlement import MAX_RECEIPT
 from rapha.errors import ConfigurationError, PeerError, Refusal
+from rapha.receipt import MAX_RECEIPT
 
 
 def front(attestor: Attestor, port: int) -> ThreadingHTTPServer:
@@ -109,7 +109,9 @@ def main() -> None:
     if missing:
         sys.exit(f"missing: {', '.join('--' + name.replace('_', '-') for name in missing)}")
     chain = Chain(options.rpc, options.chain_id, options.vault, options.token, confirmations=options.confirmations)
-    command = json.loads(options.verifier) if options.verifier else [sys.executable, "-m", "rapha.console", "receipt", "verify"]
+    command = (
+        json.loads(options.verifier) if options.verifier else [sys.executable, "-m", "infra.attestor.verify", "receipt", "verify"]
+    )
     if options.receipt_key:
         command += ["--key", str(options.receipt_key)]
     attestor = Attestor(load_account(options.key), chain, Journal(options.state / "signed.jsonl"), command)

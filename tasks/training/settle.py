@@ -1,8 +1,8 @@
 """Settling: an attestor signs for the receipt, the vault pays for it, and nothing pays twice.
 
 Resumable in place. A transaction is kept on disk and named in the ledger (`settle-sent`) before it is sent; a resume asks the
-vault first, then sends the same bytes again, or others with the same nonce, so that however often and wherever it dies, at most one
-of them counts; and the vault settles a deposit once. `settled` is recorded when the vault says so at a final block.
+vault first, then sends the same bytes again, or others with the same nonce, so that however often and wherever it dies, at most
+one of them counts; and the vault settles a deposit once. `settled` is recorded when the vault says so at a final block.
 """
 
 import time
