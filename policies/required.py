@@ -113,7 +113,19 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
             "launcher-not-pinned",
         }
     ),
-    "policy": frozenset(),
+    "policy": frozenset(
+        {
+            "policy-engine",
+            "policy-documents-changed",
+            "hospital-policy-absent",
+            "policy-undefined",
+            "policy-odd-answer",
+            "policy-denied",
+            "policy-rules",
+            "policy-unbound",
+            "policy-decision-expired",
+        }
+    ),
     "attestation": frozenset(
         {
             "quote",
