@@ -43,9 +43,9 @@ def candidates(manifests: Sequence[object]) -> list[Mapping[str, Any]]:
         if not isinstance(entry, Mapping):
             continue
         platform = entry.get("platform")
-        if entry.get("mediaType") == INDEX and platform is None:
-            found.append(entry)
-        elif entry.get("mediaType") == MANIFEST and (platform is None or _is_ours(platform)):
+        if (entry.get("mediaType") == INDEX and platform is None) or (
+            entry.get("mediaType") == MANIFEST and (platform is None or _is_ours(platform))
+        ):
             found.append(entry)
     return found
 

@@ -9,118 +9,22 @@ import ast
 import warnings
 from collections.abc import Iterator, Set
 
+from policies.python_words import (
+    ALLOWED_DUNDERS,
+    ALLOWED_MODULES,
+    DENIED_ATTRIBUTES,
+    DENIED_NAMES,
+    LOADER_MODULES,
+    NETWORK_MODULES,
+    OWN_NAMES,
+    PICKLE_MODULES,
+    PROCESS_MODULES,
+    REFLECTION,
+    TEXT_CODES,
+)
+
 MAX_SOURCE = 1 << 20
 MAX_NODES = 200_000
-
-# module -> its attributes that may be used; None: every public one that DENIED_ATTRIBUTES does not name
-ALLOWED_MODULES: dict[str, frozenset[str] | None] = {
-    "__future__": None,
-    "abc": frozenset({"ABC", "abstractmethod"}),
-    "argparse": frozenset({"ArgumentParser", "Namespace"}),
-    "collections": frozenset({"Counter", "OrderedDict", "abc", "defaultdict", "deque", "namedtuple"}),
-    "collections.abc": frozenset(
-        {"Callable", "Collection", "Hashable", "Iterable", "Iterator", "Mapping", "MutableMapping", "Sequence", "Set", "Sized"}
-    ),
-    "contextlib": frozenset({"closing", "contextmanager", "nullcontext", "suppress"}),
-    "copy": frozenset({"copy", "deepcopy"}),
-    "dataclasses": frozenset({"asdict", "dataclass", "field", "fields", "replace"}),
-    "datetime": frozenset({"UTC", "date", "datetime", "timedelta", "timezone"}),
-    "enum": frozenset({"Enum", "IntEnum", "StrEnum", "auto", "unique"}),
-    "functools": frozenset({"cache", "cached_property", "lru_cache", "partial", "reduce", "wraps"}),
-    "hashlib": frozenset({"blake2b", "sha256", "sha512"}),
-    "heapq": None,
-    "itertools": None,
-    "json": frozenset({"JSONDecodeError", "dump", "dumps", "load", "loads"}),
-    "math": None,
-    "numbers": frozenset({"Integral", "Number", "Real"}),
-    "numpy": None,
-    "numpy.random": None,
-    "numpy.typing": None,
-    "os": frozenset({"environ", "fspath", "getenv", "path"}),
-    "os.path": frozenset({"basename", "dirname", "exists", "isdir", "isfile", "join", "splitext"}),
-    "pathlib": frozenset({"Path", "PurePath", "PurePosixPath"}),
-    "random": frozenset({"Random", "choice", "choices", "gauss", "randint", "random", "sample", "seed", "shuffle", "uniform"}),
-    "re": frozenset({"compile", "findall", "fullmatch", "match", "search", "split", "sub"}),
-    "rapha": frozenset({"RaphaDataLoader", "loader"}),
-    "rapha.loader": None,
-    "safetensors": None,
-    "safetensors.numpy": frozenset({"load_file", "save_file"}),
-    "safetensors.torch": frozenset({"load_file", "load_model", "save_file", "save_model"}),
-    "statistics": frozenset({"fmean", "mean", "median", "pstdev", "stdev", "variance"}),
-    "string": frozenset({"ascii_letters", "ascii_lowercase", "ascii_uppercase", "digits"}),
-    "time": frozenset({"monotonic", "perf_counter", "sleep", "time"}),
-    "torch": None,
-    "torch.amp": None,
-    "torch.autograd": None,
-    "torch.distributions": None,
-    "torch.fft": None,
-    "torch.func": None,
-    "torch.linalg": None,
-    "torch.nn": None,
-    "torch.nn.functional": None,
-    "torch.nn.init": None,
-    "torch.nn.utils": None,
-    "torch.optim": None,
-    "torch.optim.lr_scheduler": None,
-    "torch.special": None,
-    "torch.utils": frozenset({"checkpoint", "data"}),
-    "torch.utils.checkpoint": frozenset({"checkpoint", "checkpoint_sequential"}),
-    "torch.utils.data": None,
-    "typing": None,
-}
-
-NETWORK_MODULES = frozenset(
-    "aiohttp asyncio boto3 botocore flask fsspec ftplib grpc http httpcore httpx huggingface_hub imaplib multiprocessing nntplib paramiko"
-    " poplib pycurl redis requests selectors smtplib socket socketserver ssl telnetlib twisted urllib urllib3 uvicorn websocket"
-    " websockets wsgiref xmlrpc zmq".split()
-)
-LOADER_MODULES = frozenset("importlib imp pip pkgutil runpy zipimport pkg_resources setuptools site transformers".split())
-PICKLE_MODULES = frozenset("cloudpickle copyreg dill joblib marshal pickle pickletools shelve".split())
-PROCESS_MODULES = frozenset(
-    "code codeop ctypes cffi gc inspect mmap os posix pty resource signal subprocess sys threading types".split()
-)
-
-# Attributes refused on whatever they hang: reached by another name they do the same thing.
-DENIED_ATTRIBUTES: dict[str, str] = {
-    **dict.fromkeys(NETWORK_MODULES | {"DataSource", "genfromtxt", "loadtxt", "urlopen", "urlretrieve"}, "python-network"),
-    **dict.fromkeys(
-        LOADER_MODULES
-        | {"cpp_extension", "ctypeslib", "f2py", "from_pretrained", "hub", "load_inline", "load_library", "model_zoo"},
-        "python-loads-code",
-    ),
-    **dict.fromkeys(
-        PICKLE_MODULES
-        | {"fromregex", "load", "load_checkpoint", "load_url", "memmap", "open_memmap", "save", "savez", "savez_compressed"},
-        "python-pickle",
-    ),
-    **dict.fromkeys(
-        (PROCESS_MODULES - {"code", "types", "signal", "resource"})
-        | set(
-            "execl execle execlp execlpe execv execve execvp execvpe fork forkpty kill killpg popen posix_spawn posix_spawnp spawnl"
-            " spawnv spawnve startfile system putenv setsid symlink symlink_to hardlink_to link_to chmod mknod mkfifo".split()
-        ),
-        "python-process",
-    ),
-    **dict.fromkeys(
-        "builtins compile compiler distributed exec export fx jit library onnx ops package profiler serialization testing"
-        " from_file".split(),
-        "python-reaches-internals",
-    ),
-}
-
-DENIED_NAMES = {
-    **dict.fromkeys(("__import__", "__loader__", "__spec__", "__builtins__"), "python-loads-code"),
-    **dict.fromkeys(("compile", "eval", "exec"), "python-dynamic-code"),
-    **dict.fromkeys(("breakpoint", "dir", "globals", "help", "input", "locals", "vars"), "python-reaches-internals"),
-}
-REFLECTION = frozenset({"getattr", "setattr", "delattr", "hasattr"})
-ALLOWED_DUNDERS = frozenset(
-    f"__{name}__"
-    for name in "init post_init len getitem setitem contains iter next call enter exit repr str eq hash lt le gt ge add radd sub"
-    " mul rmul truediv neg abs float int bool name doc file version all annotations main".split()
-)
-OWN_NAMES = frozenset({"self", "cls"})
-TEXT_CODES = {"trust_remote_code": "python-loads-code"}
 
 
 def module_names(path: str) -> set[str]:
@@ -182,9 +86,8 @@ class _Judge:
                     self._is_module(alias.asname or alias.name, module)
                 else:
                     self.others.add(alias.asname or alias.name)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in REFLECTION:
-            if _constant_name(node) is not None:
-                self.called.add(node.func)
+        elif isinstance(node, ast.Call) and _reflects(node) is not None and isinstance(node.func, ast.Name):
+            self.called.add(node.func)
 
     def _is_module(self, name: str, module: str) -> None:
         if self.modules.setdefault(name, module) != module:
@@ -201,25 +104,25 @@ class _Judge:
             self.codes.add(code)
 
     def _codes(self, node: ast.AST) -> Iterator[str]:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from self._module(alias.name)
-        elif isinstance(node, ast.ImportFrom):
-            yield from self._import_from(node)
-        elif isinstance(node, ast.Attribute):
-            yield from self._attribute(node)
-        elif isinstance(node, ast.Name):
-            yield from self._name(node)
-        elif isinstance(node, ast.Call):
-            yield from self._call(node)
-        elif isinstance(node, ast.MatchClass):
-            for name in node.kwd_attrs:
-                yield from _member(name)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node.value in TEXT_CODES or node.value.strip("_") in {"import", "builtins", "subclasses", "globals"}:
+        match node:
+            case ast.Import():
+                for alias in node.names:
+                    yield from self._module(alias.name)
+            case ast.ImportFrom():
+                yield from self._import_from(node)
+            case ast.Attribute():
+                yield from self._attribute(node)
+            case ast.Name():
+                yield from self._name(node)
+            case ast.Call():
+                yield from self._call(node)
+            case ast.MatchClass():
+                for name in node.kwd_attrs:
+                    yield from _member(name)
+            case ast.Constant(value=str()) if _speaks_of_internals(str(node.value)):
                 yield "python-reaches-internals"
-        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _definition(node)
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield from _definition(node)
 
     def _module(self, name: str) -> Iterator[str]:
         top = name.partition(".")[0]
@@ -281,9 +184,9 @@ class _Judge:
     def _name(self, node: ast.Name) -> Iterator[str]:
         if node.id in DENIED_NAMES:
             yield DENIED_NAMES[node.id]
-        elif node.id in REFLECTION and node not in self.called:
-            yield "python-reaches-internals"
-        elif node.id.startswith("__") and node.id.endswith("__") and node.id not in ALLOWED_DUNDERS:
+        elif (node.id in REFLECTION and node not in self.called) or (
+            node.id.startswith("__") and node.id.endswith("__") and node.id not in ALLOWED_DUNDERS
+        ):
             yield "python-reaches-internals"
 
     def _call(self, node: ast.Call) -> Iterator[str]:
@@ -292,10 +195,9 @@ class _Judge:
                 yield TEXT_CODES[str(keyword.arg)]
             elif keyword.arg == "allow_pickle":
                 yield "python-pickle"
-        if isinstance(node.func, ast.Name) and node.func.id in REFLECTION:
-            name = _constant_name(node)
-            if name is not None:
-                yield from _member(name)
+        name = _reflects(node)
+        if name is not None:
+            yield from _member(name)
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
@@ -304,16 +206,22 @@ def _bound(node: ast.AST) -> Iterator[str]:
         yield node.id
     elif isinstance(node, ast.arg):
         yield node.arg
-    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        yield node.name
-    elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or (
+        isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name
+    ):
         yield node.name
     elif isinstance(node, ast.MatchMapping) and node.rest:
         yield node.rest
 
 
-def _constant_name(node: ast.Call) -> str | None:
-    """The attribute that a `getattr` and its like name in full sight."""
+def _speaks_of_internals(text: str) -> bool:
+    return text in TEXT_CODES or (text.startswith("__") and text.strip("_") in {"builtins", "globals", "import", "subclasses"})
+
+
+def _reflects(node: ast.Call) -> str | None:
+    """The attribute that a `getattr` or its like names in full sight; None for every other call."""
+    if not isinstance(node.func, ast.Name) or node.func.id not in REFLECTION:
+        return None
     if len(node.args) > 1 and isinstance(node.args[1], ast.Constant) and isinstance(node.args[1].value, str):
         return node.args[1].value
     return None

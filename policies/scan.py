@@ -14,9 +14,37 @@ from policies.python_source import shadows
 
 Form = Literal["python", "json", "text", "safetensors", "elf", "known", "unknown"]
 _NETWORK_SYMBOLS = frozenset(
-    "accept accept4 bind connect freeaddrinfo gai_strerror getaddrinfo gethostbyname gethostbyname_r getpeername getsockopt"
-    " inet_ntop inet_pton listen recv recvfrom recvmmsg recvmsg res_query send sendmmsg sendmsg sendto setsockopt socket"
-    " socketpair SSL_connect curl_easy_perform curl_easy_init".split()
+    [
+        "accept",
+        "accept4",
+        "bind",
+        "connect",
+        "freeaddrinfo",
+        "gai_strerror",
+        "getaddrinfo",
+        "gethostbyname",
+        "gethostbyname_r",
+        "getpeername",
+        "getsockopt",
+        "inet_ntop",
+        "inet_pton",
+        "listen",
+        "recv",
+        "recvfrom",
+        "recvmmsg",
+        "recvmsg",
+        "res_query",
+        "send",
+        "sendmmsg",
+        "sendmsg",
+        "sendto",
+        "setsockopt",
+        "socket",
+        "socketpair",
+        "SSL_connect",
+        "curl_easy_perform",
+        "curl_easy_init",
+    ]
 )
 
 

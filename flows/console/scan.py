@@ -40,7 +40,7 @@ def scan_path(
 def _result(found: Scanned) -> Result:
     report = found.report
     codes = list(report.codes)
-    data = {
+    data: dict[str, object] = {
         "verdict": "refused" if codes else "cleared",
         "gate": "workload",
         "codes": codes,

@@ -2,7 +2,7 @@
 
 import io
 import struct
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from policies.python_source import MAX_SOURCE, judge_source
-from policies.scan import ElfFact, FileFact
+from policies.scan import ElfFact, FileFact, Form
 from rapha.canonical import MAX_BYTES, parse
 from rapha.errors import Refusal
 from tasks.scanning.unpack import Written
@@ -27,7 +27,8 @@ def read_form(folder: Path, path: str, written: Written, local: Set[str]) -> Fil
     """The fact about a file that no known wheel lists."""
     with (folder / path).open("rb") as stream:
         head = stream.read(512)
-    form, codes = "unknown", ()
+    form: Form = "unknown"
+    codes: tuple[str, ...] = ()
     elf = None
     suffix = Path(path).suffix.lower()
     if head[:4] == b"\x7fELF":
@@ -131,7 +132,7 @@ def _elf(path: Path, size: int) -> ElfFact:
     try:
         elf = ELFFile(io.BytesIO(raw))
         dynamic = any(segment["p_type"] == "PT_DYNAMIC" for segment in elf.iter_segments())
-        table = elf.get_section_by_name(".dynsym")
+        table: Any = elf.get_section_by_name(".dynsym")
         symbols = (
             frozenset(s.name for s in table.iter_symbols() if s.name and s["st_shndx"] == "SHN_UNDEF") if table else frozenset()
         )
@@ -140,7 +141,7 @@ def _elf(path: Path, size: int) -> ElfFact:
     return ElfFact(readable=table is not None, dynamic=dynamic, go=go, symbols=symbols, strings=strings)
 
 
-_READERS = {
+_READERS: dict[str, tuple[Form, Callable[[Path, int, Set[str]], tuple[str, ...]]]] = {
     ".py": ("python", _python),
     ".json": ("json", _json),
     ".txt": ("text", _text),

@@ -230,7 +230,7 @@ class _Streams:
 
     def part(self, path: Path) -> tuple[BinaryIO, int, int]:
         try:
-            stream = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+            stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
         except OSError:
             raise Refusal(["image-malformed"], side="job") from None
         self._open.append(stream)

@@ -1,7 +1,7 @@
 """Untrusted trees onto disk: regular files only, below one folder, hashed as they are written, bounded.
 
-What may not be is not written and noted as a remark; a bound that is passed ends the reading. No link is ever made and each file is
-created anew, so a path cannot lead out of the folder.
+What may not be is not written and noted as a remark; a bound that is passed ends the reading. No link is ever made and each file
+is created anew, so a path cannot lead out of the folder.
 """
 
 import hashlib
@@ -87,7 +87,7 @@ class Unpacked:
         elif before.st_mode & 0o7000 or before.st_nlink > 1:
             self.remark("file-set-id" if before.st_mode & 0o7000 else "file-link", relative)
         else:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
                 self._write(stream, relative, before.st_size, 0)
 
     def _member(self, stream: BinaryIO, member: Member, path: str, layer: int, *, whiteouts: bool) -> None:
@@ -153,7 +153,7 @@ class Unpacked:
 def _copy(stream: BinaryIO, target: Path, size: int) -> str | None:
     """Writes `size` bytes of `stream` to a new file; their digest, or None when the stream holds another number of bytes."""
     h, left = hashlib.sha256(), size
-    with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as out:
+    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as out:
         while left and (block := stream.read(min(CHUNK, left))):
             h.update(block)
             out.write(block)
