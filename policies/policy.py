@@ -67,8 +67,8 @@ REASONS: dict[str, Reason] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLimits:
-    """The site's numbers, which the Rego documents read as `input.site`. The defaults allow nothing: purposes, consent bases, workload
-    identities and the launcher must be named.
+    """The site's numbers, which the Rego documents read as `input.site`. The defaults allow nothing: purposes, consent bases,
+    workload identities and the launcher must be named.
 
     engines: which engines may decide ("regopy", "opa"); documents: pinned digest of all Rego documents, "" to take what is loaded
     at the node's start; max_opt_out_age: seconds.
@@ -89,7 +89,7 @@ class PolicyLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What an engine answered. documents: digest of everything that was loaded; hospital_document: of the hospital's part, "" for none.
+    """What an engine answered. documents: digest of everything that was loaded; hospital_document: of the hospital's part, or "".
 
     id: the engine's decision id where it gives one, else made of input, documents and nonce.
     """
@@ -105,7 +105,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyEvidence(Evidence):
-    """input_digest: of the canonical input; bound_*: read back from the input that was decided on; expires: the decision's end."""
+    """input_digest: of the canonical input; bound_*: read back from the input that was decided on; expires: its end."""
 
     engine: str
     allow: Answer
@@ -155,8 +155,8 @@ def policy_input(
 def _manifest_input(e: ManifestEvidence) -> dict[str, Any]:
     plain = e.to_json()
     names = (
-        "job attempt nonce manifest cohort projects purposes consent_basis opt_outs_applied_at issued_at expires_at scope intent root"
-        " records_root max_records min_patients max_output_bytes max_metrics"
+        "job attempt nonce manifest cohort projects purposes consent_basis opt_outs_applied_at issued_at expires_at scope intent"
+        " root records_root max_records min_patients max_output_bytes max_metrics"
     )
     return {
         **{name: plain[name] for name in names.split()},

@@ -106,8 +106,7 @@ class _Judge:
     def _codes(self, node: ast.AST) -> Iterator[str]:
         match node:
             case ast.Import():
-                for alias in node.names:
-                    yield from self._module(alias.name)
+                yield from (code for alias in node.names for code in self._module(alias.name))
             case ast.ImportFrom():
                 yield from self._import_from(node)
             case ast.Attribute():
@@ -117,8 +116,7 @@ class _Judge:
             case ast.Call():
                 yield from self._call(node)
             case ast.MatchClass():
-                for name in node.kwd_attrs:
-                    yield from _member(name)
+                yield from (code for name in node.kwd_attrs for code in _member(name))
             case ast.Constant(value=str()) if _speaks_of_internals(str(node.value)):
                 yield "python-reaches-internals"
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -206,10 +204,10 @@ def _bound(node: ast.AST) -> Iterator[str]:
         yield node.id
     elif isinstance(node, ast.arg):
         yield node.arg
-    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or (
-        isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name
+    elif isinstance(
+        node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar
     ):
-        yield node.name
+        yield node.name or ""
     elif isinstance(node, ast.MatchMapping) and node.rest:
         yield node.rest
 
