@@ -1,6 +1,7 @@
 """`rapha job check | status | list | retry | cancel | fetch`: the node's side of a job.
 
-State comes from the register."""
+State comes from the register.
+"""
 
 import os
 import tempfile
