@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from policies.gate import Evidence
+from policies.scope import Scope, outer_scope
 from rapha.canonical import canonical, parse
 from rapha.declaration import CodeString, Date, Declaration, Digest, Name
 from rapha.errors import Refusal
@@ -120,31 +121,6 @@ def _invalid(error: ValidationError) -> Refusal:
     return Refusal(codes, f"the dataset manifest is refused; see {', '.join(places) or 'its field names'}", gate="manifest")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
-    """A bound on studies. None bounds nothing: only the environment's query may have one."""
-
-    modalities: tuple[str, ...] | None
-    body_parts: tuple[str, ...] | None
-    date_from: str | None
-    date_to: str | None
-
-    def holds(self, other: "Scope") -> bool:
-        """Whether every study within `other` is within this."""
-        return (
-            _within(self.modalities, other.modalities)
-            and _within(self.body_parts, other.body_parts)
-            and (self.date_from is None or (other.date_from is not None and other.date_from >= self.date_from))
-            and (self.date_to is None or (other.date_to is not None and other.date_to <= self.date_to))
-        )
-
-
-def _within(outer: tuple[str, ...] | None, inner: tuple[str, ...] | None) -> bool:
-    if outer is None:
-        return True
-    return inner is not None and len(inner) > 0 and set(inner) <= set(outer)
-
-
 def scope_of(bounds: Any) -> Scope:
     """The scope of a manifest (`manifest.scope`) or of a job (`declaration.dataset`)."""
     return Scope(
@@ -155,45 +131,6 @@ def scope_of(bounds: Any) -> Scope:
     )
 
 
-def outer_scope(query: Mapping[str, str]) -> Scope:
-    """The bound that `RAPHA_DICOMWEB_STUDY_QUERY_JSON` sets, from QIDO-RS keys (PS3.18 section 10.6).
-
-    Keys: Modality or ModalitiesInStudy, BodyPartExamined (lists with a comma), StudyDate (one day or a range). Raises `Refusal`
-    outer-query-… for any other key, for wildcards and for a query that bounds nothing.
-    """
-    known = {"Modality", "ModalitiesInStudy", "BodyPartExamined", "StudyDate"}
-    if not set(query) <= known or {"Modality", "ModalitiesInStudy"} <= set(query):
-        raise Refusal(
-            ["outer-query-key"], "the environment's query has a key that no manifest can be compared with", gate="manifest"
-        )
-    if not query or any(not value.strip() or "*" in value or "?" in value for value in query.values()):
-        raise Refusal(["outer-query-broad"], "the environment's query bounds nothing, or has a wildcard", gate="manifest")
-    first, last = _dates(query.get("StudyDate"))
-    modalities = query.get("Modality", query.get("ModalitiesInStudy"))
-    return Scope(modalities=_terms(modalities), body_parts=_terms(query.get("BodyPartExamined")), date_from=first, date_to=last)
-
-
-def _terms(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(sorted(term.strip() for term in text.split(",")))
-
-
-def _dates(text: str | None) -> tuple[str | None, str | None]:
-    if text is None:
-        return None, None
-    first, dash, last = text.partition("-")
-    days = (first or None, (last or None) if dash else first)
-    try:
-        for day in days:
-            _calendar_date(day or "20000101")
-    except ValueError:
-        days = (None, None)
-    if days == (None, None):
-        raise Refusal(
-            ["outer-query-date"], "StudyDate in the environment's query is not a day or a range of days", gate="manifest"
-        )
-    return days
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestLimits:
     """The site's part. The defaults allow nothing: agreements, consent bases and purposes must be named.
@@ -201,9 +138,9 @@ class ManifestLimits:
     min_patients, min_records: fewest in a cohort, and fewest records a job may buy; never under 8. max_opt_out_age: seconds.
     """
 
-    agreements: Sequence[str] = ()
-    consent_bases: Sequence[str] = ()
-    purposes: Sequence[str] = ()
+    agreements: tuple[str, ...] = ()
+    consent_bases: tuple[str, ...] = ()
+    purposes: tuple[str, ...] = ()
     min_patients: int = LEAST
     min_records: int = LEAST
     max_records: int = 1_000_000
@@ -229,6 +166,7 @@ class JobIntent:
 class ManifestEvidence(Evidence):
     """manifest: digest of the document without its signatures. signed: (role, key id), sorted. signature_fault: the code with
     which the signatures were refused, or empty. records_root, records, patients: of the records file as it is on disk.
+    outer, outer_unknown_keys: the environment's query, and its keys that no manifest can be compared with.
     seen_version, seen_manifest: highest version number that this node has cleared for the cohort and project, and its digest.
     """
 
@@ -248,6 +186,7 @@ class ManifestEvidence(Evidence):
     signed: tuple[tuple[str, str], ...]
     signature_fault: str
     outer: Scope
+    outer_unknown_keys: int
     scope: Scope
     intent: JobIntent
     root: str
@@ -262,6 +201,12 @@ class ManifestEvidence(Evidence):
     max_metrics: int
     burned_in_checked: bool
     limits: ManifestLimits
+
+
+def outer_facts(query: Mapping[str, str]) -> dict[str, Any]:
+    """The environment's part of the evidence."""
+    outer, unknown = outer_scope(query)
+    return {"outer": outer, "outer_unknown_keys": unknown}
 
 
 def job_intent(declaration: Declaration) -> JobIntent:

@@ -12,6 +12,7 @@ from rapha.canonical import is_digest
 
 _AGAIN = "Have the custodian write, and the approvers sign, a new manifest."
 _NARROW = "Ask for what the manifest allows, or ask the hospital for another manifest."
+_QUERY = "Use Modality, BodyPartExamined and StudyDate, with terms and dates, in RAPHA_DICOMWEB_STUDY_QUERY_JSON."
 _SITE = "Add it to the site policy's section `manifest` if the hospital agrees, else have a new manifest signed."
 
 SIGNATURE_FAULTS = {
@@ -38,14 +39,25 @@ def approvers_differ(e: ManifestEvidence) -> bool:
     return len(keys) == len(set(keys)) and all(is_digest(key) for key in keys)
 
 
+@check("outer-query-unknown-key", "node", "The environment's query has a key that no manifest can be held against.", _QUERY)
+def outer_known(e: ManifestEvidence) -> bool:
+    return e.outer_unknown_keys == 0
+
+
+@check("outer-query-broad", "node", "The environment's query is bound by neither date nor body part, or has a wildcard.", _QUERY)
+def outer_bounded(e: ManifestEvidence) -> bool:
+    texts = (*e.outer.modalities, *e.outer.body_parts, e.outer.date_from, e.outer.date_to)
+    return bool(e.outer.body_parts or e.outer.date_from) and not any(mark in text for text in texts for mark in "*?")
+
+
 @check("manifest-beyond-outer", "node", "The manifest is wider than the environment's query.", "Narrow the manifest.")
 def within_outer(e: ManifestEvidence) -> bool:
-    return e.outer.holds(e.scope)
+    return e.outer.contains(e.scope)
 
 
 @check("job-beyond-manifest", "job", "The job asks for studies outside the manifest.", _NARROW)
 def intent_within(e: ManifestEvidence) -> bool:
-    return e.scope.holds(e.intent.scope)
+    return e.scope.contains(e.intent.scope)
 
 
 @check("cohort-differs", "job", "The job names another cohort than the manifest.", _NARROW)
@@ -162,6 +174,8 @@ CHECKS: tuple[Check[ManifestEvidence], ...] = (
     signatures_hold,
     approved,
     approvers_differ,
+    outer_known,
+    outer_bounded,
     within_outer,
     intent_within,
     cohort_same,

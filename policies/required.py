@@ -73,6 +73,8 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
             "manifest-signatures",
             "manifest-approvals",
             "manifest-approvers-one-key",
+            "outer-query-unknown-key",
+            "outer-query-broad",
             "manifest-beyond-outer",
             "job-beyond-manifest",
             "cohort-differs",

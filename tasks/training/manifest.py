@@ -12,7 +12,7 @@ from policies.manifest import (
     ManifestLimits,
     job_intent,
     manifest_facts,
-    outer_scope,
+    outer_facts,
     read_manifest,
 )
 from policies.manifest_gate import manifest_gate
@@ -47,7 +47,7 @@ def manifest(
         **attempt.facts(previous.subject),
         **manifest_facts(written, document, digest, trusted_keys),
         **records_facts(records),
-        outer=outer_scope(outer_query),
+        **outer_facts(outer_query),
         intent=job_intent(declaration),
         seen_version=version,
         seen_manifest=seen,
