@@ -67,20 +67,21 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A signed transaction, not yet sent: the same bytes may be sent again and again and count once."""
+    """A signed transaction, not yet sent: the same bytes may be sent again and again and count once. fee, tip: wei a gas."""
 
     hash: str
     nonce: int
     raw: str
     fee: int
+    tip: int
 
     def to_json(self) -> dict[str, Any]:
-        # The fee may pass 2^53.
-        return {"hash": self.hash, "nonce": self.nonce, "raw": self.raw, "fee": str(self.fee)}
+        # A fee may pass 2^53.
+        return {"hash": self.hash, "nonce": self.nonce, "raw": self.raw, "fee": str(self.fee), "tip": str(self.tip)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Transaction":
-        return cls(value["hash"], value["nonce"], value["raw"], int(value["fee"]))
+        return cls(value["hash"], value["nonce"], value["raw"], int(value["fee"]), int(value["tip"]))
 
 
 class Reverted(PeerError):
@@ -187,7 +188,9 @@ class Chain:
     def sign(self, call: Any, *, replaces: Transaction | None = None) -> Transaction:
         """A signed transaction of `call`; with `replaces` one with its nonce and an eighth more fee, which a node takes."""
         with _asking():
-            fee = max(2 * int(self.web3.eth.gas_price), replaces.fee * 9 // 8 + 1 if replaces else 0)
+            tip = max(int(self.web3.eth.max_priority_fee), replaces.tip * 9 // 8 + 1 if replaces else 0)
+            base = int(self.web3.eth.get_block("latest")["baseFeePerGas"])
+            fee = max(2 * base + tip, replaces.fee * 9 // 8 + 1 if replaces else 0)
             if fee > self.max_fee:
                 raise PeerError("chain-fee-too-high", "the chain asks a higher fee than the site allows", peer="chain")
             nonce = replaces.nonce if replaces else int(self.web3.eth.get_transaction_count(self.sender.address, "pending"))
@@ -197,12 +200,12 @@ class Chain:
                     "nonce": nonce,
                     "gas": GAS,
                     "maxFeePerGas": fee,
-                    "maxPriorityFeePerGas": fee,
+                    "maxPriorityFeePerGas": tip,
                     "chainId": self.chain_id,
                 }
             )
         made = self.sender.sign_transaction(built)
-        return Transaction("0x" + bytes(made.hash).hex(), nonce, "0x" + bytes(made.raw_transaction).hex(), fee)
+        return Transaction("0x" + bytes(made.hash).hex(), nonce, "0x" + bytes(made.raw_transaction).hex(), fee, tip)
 
     def send(self, transaction: Transaction) -> None:
         """Hands a signed transaction to the chain. One that it has already is no error."""
