@@ -5,7 +5,7 @@ since all of that is the trainer's to choose.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from policies.gate import Check, Evidence, Gate, Reason, check, check_each, limits_json
 from rapha.canonical import is_digest
@@ -101,6 +101,15 @@ class OutputLimits:
     max_metrics: int = 64
     max_metric_digits: int = 4
     metric_words: tuple[str, ...] = tuple(sorted(METRIC_WORDS))
+
+    def __post_init__(self) -> None:
+        """A number of another kind would compare wrongly, or not at all: `TypeError` before anything is judged by it."""
+        object.__setattr__(self, "metric_words", tuple(self.metric_words))
+        numbers = [getattr(self, f.name) for f in fields(self) if f.name != "metric_words"]
+        if not all(type(number) is int and number >= 0 for number in numbers) or self.mantissa_bits > 23:
+            raise TypeError("the output limits are whole numbers from 0, mantissa_bits at most 23")
+        if not all(isinstance(word, str) and word for word in self.metric_words):
+            raise TypeError("metric_words are words")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

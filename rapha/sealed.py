@@ -113,7 +113,9 @@ def seal_files(files: Mapping[str, bytes], recipient: X25519PublicKey, target: B
 def open_result(sealed_path: Path, key: X25519PrivateKey, out_dir: Path, *, job: str | None = None) -> Opened:
     """Opens a sealed result with the recipient's key and writes its files into `out_dir` (made; must not hold them already).
 
-    Nothing is written unless every chunk, size and digest is right. Raises `Refusal` sealed-malformed, sealed-not-for-this-key,
+    Nothing is written unless every chunk, size and digest is right. Who sealed it is not shown by this: the receipt names the
+    sealed file's
+    digest, so verify the receipt too. Raises `Refusal` sealed-malformed, sealed-not-for-this-key,
     sealed-other-job, sealed-tampered, sealed-content, or `ConfigurationError` for files and folders that are in the way.
     """
     try:
@@ -200,18 +202,32 @@ def _decrypted(stream: BinaryIO, key: X25519PrivateKey, header: bytes, chunk: in
 
 def _files(content: bytes) -> dict[str, bytes]:
     line, _, rest = content.partition(b"\n")
-    table = parse(line, what="sealed table")
     files, position = {}, 0
-    if not isinstance(table, list) or [item.get("name") for item in table if isinstance(item, dict)] != list(NAMES):
-        raise _no("sealed-content", "the sealed result holds other files than weights and metrics")
-    for item in table:
-        files[item["name"]] = rest[position : position + item["size"]]
-        position += item["size"]
-        if digest(files[item["name"]]) != item["digest"]:
+    for name, size, wanted in _table(line):
+        files[name] = rest[position : position + size]
+        position += size
+        if digest(files[name]) != wanted:
             raise _no("sealed-content", "a file in the sealed result does not have its digest")
     if position != len(rest):
         raise _no("sealed-content", "the sealed result holds bytes that belong to no file")
     return files
+
+
+def _table(line: bytes) -> list[tuple[str, int, str]]:
+    """Anyone can seal to a public key, so what comes out is as little trusted as what came in."""
+    try:
+        table = parse(line, what="sealed table")
+    except Refusal:
+        table = None
+    if not isinstance(table, list) or not all(
+        isinstance(item, dict) and set(item) == {"name", "size", "digest"} for item in table
+    ):
+        raise _no("sealed-content", "the sealed result has no table of its files")
+    if [item["name"] for item in table] != list(NAMES) or not all(
+        type(item["size"]) is int and item["size"] >= 0 for item in table
+    ):
+        raise _no("sealed-content", "the sealed result holds other files than weights and metrics")
+    return [(item["name"], item["size"], item["digest"]) for item in table]
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

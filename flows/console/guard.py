@@ -1,5 +1,6 @@
 """`rapha guard`: the output guard alone, on a folder."""
 
+import os
 import secrets
 import time
 from pathlib import Path
@@ -10,9 +11,10 @@ from cyclopts import Parameter
 
 from policies.gate import Verdict, explain
 from policies.output import OutputEvidence, OutputLimits, output_gate
+from rapha.canonical import parse
 from rapha.console.app import AsJson, Result
 from rapha.declaration import Declaration, read_declaration
-from rapha.errors import ConfigurationError
+from rapha.errors import ConfigurationError, Refusal
 from tasks.guarding.inspection import inspect
 from tasks.guarding.release import prepare_release, write_release
 
@@ -44,7 +46,7 @@ def guard(
     if release.resolve().is_relative_to(output_dir.resolve()):
         raise ConfigurationError(["release-inside-outputs"], "the release folder must lie outside the output folder")
     prepare_release(release)
-    limits = OutputLimits()
+    limits = _limits()
     seen = inspect(output_dir, declaration, limits)
     evidence = OutputEvidence(
         job=job_id,
@@ -72,6 +74,20 @@ def _declared(path: Path) -> tuple[Declaration, str]:
         raise ConfigurationError(["job-unreadable"], f"{path}: {error.strerror}") from None
     declaration, _, job_id = read_declaration(raw)
     return declaration, job_id
+
+
+def _limits() -> OutputLimits:
+    """This site's numbers where a site policy is configured, the built-in ones on a machine without a node."""
+    path = os.environ.get("RAPHA_SITE_POLICY_PATH")
+    if not path:
+        return OutputLimits()
+    try:
+        policy = parse(Path(path).read_bytes(), what="site policy")
+        section = policy["output"]
+        limits = OutputLimits(**section)
+    except (OSError, Refusal, LookupError, TypeError):
+        raise ConfigurationError(["site-policy-output"], "RAPHA_SITE_POLICY_PATH has no readable section output") from None
+    return limits
 
 
 def _result(verdict: Verdict, evidence: OutputEvidence, release: Path) -> Result:
