@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,18 +11,26 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from blocks.attester import Attester
 from blocks.attestor import Attestors
 from blocks.chain import Chain
+from blocks.keeper import Keeper
+from blocks.lastseen import LastSeenFile
+from blocks.launcher import Launcher
 from blocks.ledger import Ledger
-from blocks.opa import PolicyEngine, policy_engine
+from blocks.opa import OpaServer, PolicyEngine, RegoEngine, read_documents
 from blocks.orchestrator import Orchestrator
+from blocks.reader import Reader
 from blocks.register import Register
 from blocks.register_rows import Lease
 from blocks.settings import READER_ALONE, Settings, load
 from flows.limits import SiteLimits, gates, read_limits
 from policies.gate import Gate
+from policies.platform import read_platform
+from rapha.canonical import parse
 from rapha.signing import load_private, load_trusted
 from tasks.attempt import Attempt
+from tasks.training.attest import Site
 
 
 @dataclass(frozen=True)
@@ -79,11 +88,48 @@ class Node:
 
     @cached_property
     def engine(self) -> PolicyEngine:
-        return policy_engine(
-            hospital=self.settings.path("RAPHA_OPA_POLICY_PATH"),
-            url=self.settings.optional("RAPHA_OPA_URL"),
-            token=self.settings.optional("RAPHA_OPA_TOKEN"),
+        """The hospital's OPA server where one is configured, else Rego in this process; the same documents."""
+        documents = read_documents(self.settings.path("RAPHA_OPA_POLICY_PATH"))
+        url = self.settings.optional("RAPHA_OPA_URL")
+        return OpaServer(url, documents, token=self.settings.optional("RAPHA_OPA_TOKEN")) if url else RegoEngine(documents)
+
+    @cached_property
+    def attester(self) -> Attester:
+        return Attester(self.settings.path("RAPHA_ATTESTER_SOCKET"))
+
+    def attested_site(self) -> Site:
+        """What the attestation gates judge by.
+
+        Its clock is the chain's last final block, carried on by a monotonic clock: neither the attester nor a host clock that
+        was set back says what time it is.
+        """
+        root = self.settings.optional("RAPHA_DCAP_ROOT_PATH")
+        return Site(
+            limits=self.limits.attestation,
+            platform=read_platform(self.settings.path("RAPHA_PLATFORM_PATH").read_bytes()),
+            collateral=self.settings.path("RAPHA_COLLATERAL_PATH").read_bytes(),
+            root=Path(root).read_bytes() if root else None,
+            last_seen=LastSeenFile(self.state / "last-seen.json"),
+            trusted_time=carried_clock(self.chain.final().at),
         )
+
+    def known_wheels(self) -> list[dict[str, str]]:
+        """The hospital's own rows for the table of known wheels."""
+        path = self.settings.optional("RAPHA_KNOWN_WHEELS_PATH")
+        rows: list[dict[str, str]] = parse(Path(path).read_bytes(), what="table of wheels") if path else []
+        return rows
+
+    def keeper(self) -> Keeper:
+        """A new connection to the keeper."""
+        return Keeper(self.settings.path("RAPHA_KEEPER_SOCKET"), peer="keeper")
+
+    def reader(self) -> Reader:
+        """A new connection to the reader: what it holds for us ends with it."""
+        return Reader(self.settings.path("RAPHA_READER_SOCKET"))
+
+    def launcher(self) -> Launcher:
+        """A new connection to the launcher: the sandbox ends with it."""
+        return Launcher(self.settings.path("RAPHA_LAUNCHER_SOCKET"), peer="launcher")
 
     @property
     def worker(self) -> str:
@@ -104,3 +150,9 @@ class Node:
         return Attempt(
             job=lease.job, number=lease.number, nonce=lease.nonce, mode=self.settings.mode, folder=folder, ledger=self.ledger
         )
+
+
+def carried_clock(at: int) -> Callable[[], int]:
+    """Seconds since the epoch: `at` now, then as the machine's monotonic clock goes."""
+    began = time.monotonic()
+    return lambda: at + int(time.monotonic() - began)

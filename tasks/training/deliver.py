@@ -43,7 +43,15 @@ def report(
     side: str = "",
     receipt: str = "",
 ) -> None:
-    """Tells the orchestrator how the attempt ended: a state, codes, a gate's name, whose side, the receipt's digest; no text."""
+    """Tells the orchestrator how the attempt ended."""
+    document = report_document(attempt, state, codes, gate=gate, side=side, receipt=receipt)
+    orchestrator.put(attempt.job, attempt.number, "report", document)
+
+
+def report_document(
+    attempt: Attempt, state: State, codes: Sequence[str] = (), *, gate: str = "", side: str = "", receipt: str = ""
+) -> bytes:
+    """How an attempt ended: a state, codes, a gate's name, whose side, the receipt's digest; no text."""
     document = {
         "version": 1,
         "job": attempt.job,
@@ -55,7 +63,7 @@ def report(
         "side": side if side in ("job", "node") else "",
         "receipt": receipt,
     }
-    orchestrator.put(attempt.job, attempt.number, "report", canonical(document) + b"\n")
+    return canonical(document) + b"\n"
 
 
 def _is_code(text: str) -> bool:

@@ -1,0 +1,36 @@
+"""The stages as the engine's tasks: named, never cached, never persisted; peers retried with backoff and jitter, gates never."""
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task, exponential_backoff
+
+from rapha.errors import PeerError
+from tasks.stage import coded
+
+P = ParamSpec("P")
+R = TypeVar("R")
+PEER_RETRIES = 3
+
+
+def only_peers(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Retries a failed peer and nothing else: a refusal is final, a bug is ours."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, PeerError)
+
+
+def stage(body: Callable[P, R], name: str, *, retries: int = PEER_RETRIES) -> Task[P, R]:
+    """The task around a stage's plain function. Only codes of an exception reach the engine (`tasks.stage.coded`)."""
+    return task(
+        name=name,
+        retries=retries,
+        retry_delay_seconds=exponential_backoff(backoff_factor=2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=only_peers,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        log_prints=False,
+    )(coded(body))
