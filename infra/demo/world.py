@@ -1,0 +1,170 @@
+"""The demo's world: what is outside the node, and the node itself, each a real process; restarts from its folder."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from blocks.chain import Chain
+from blocks.ledger import Ledger
+from blocks.settings import Settings, load
+from infra import serve
+from infra.demo.layout import Layout, prepare, write_secret
+from infra.demo.papers import Ports, enrol_platform, lay_out_dataset, node_environment, site_policy
+from infra.engine import engine_environment
+from infra.netns import NodeNetwork
+from infra.supervisor import Member, Supervisor
+
+SOCKET_PATH_LIMIT = 90  # sun_path holds 108 bytes
+Say = Callable[[str], None]
+
+
+@dataclass
+class World:
+    """Everything that the demo needs to be up. Use as a context manager; `say` hears what happens."""
+
+    layout: Layout
+    patients: int
+    say: Say
+    group: Supervisor = field(init=False)
+    network: NodeNetwork = field(init=False)
+    sockets: Path = field(init=False)
+    ports: Ports = field(init=False)
+    environment: dict[str, str] = field(init=False)
+    settings: Settings = field(init=False)
+    chain: dict[str, Any] = field(init=False)
+
+    def __enter__(self) -> Self:
+        self.group = Supervisor(self.layout.logs)
+        self.sockets = _socket_folder(self.layout.run)
+        self.ports = _ports(self.layout.root / "ports.json")
+        self.network = NodeNetwork.create()
+        try:
+            self._outside()
+            self._papers()
+            self._node()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every process and the namespaces. The folder stays."""
+        self.group.stop()
+        self.network.close()
+
+    def chain_client(self, role: str) -> Chain:
+        """The chain as one of the demo's accounts sees it."""
+        key = self.layout.root / "chain" / "keys" / f"{role}.key"
+        return Chain(self.chain["rpc_url"], self.chain["chain_id"], self.chain["vault"], self.chain["token"], account=key)
+
+    @property
+    def ui(self) -> str:
+        return f"http://127.0.0.1:{self.ports.engine}"
+
+    def _outside(self) -> None:
+        """Archive, chain, orchestrator, attestor: the parties that are not the node."""
+        root, ports = self.layout.root, self.ports
+        self.say("the hospital: made-up patients, their images, the custodian's manifest with three signatures")
+        lay_out_dataset(self.layout, self.patients)
+        inside = self.network.listen("127.0.0.1", ports.archive)
+        argv = serve.python(
+            "infra.hospital", "--root", str(root / "dicom"), "--port", str(ports.archive), "--fd", str(inside.fileno())
+        )
+        self._start("archive", argv, pass_fds=(inside.fileno(),))
+        inside.close()
+        self.say("outside: a chain with the vault, an orchestrator, an attestor")
+        self._start("chain", serve.python("infra.chain", "--port", str(ports.chain), "--state", str(root / "chain")))
+        self.chain = json.loads((root / "chain" / "chain.json").read_bytes())
+        argv = serve.python("infra.orchestrator", "--root", str(root / "orchestrator"), "--port", str(ports.orchestrator))
+        self._start("orchestrator", [*argv, "--token", self.layout.secret("orchestrator")])
+        self._start("attestor", self._attestor())
+
+    def _attestor(self) -> list[str]:
+        root, chain = self.layout.root, self.chain
+        argv = serve.python("infra.attestor", "--port", str(self.ports.attestor), "--key", str(root / "chain/keys/attestor.key"))
+        argv += ["--rpc", chain["rpc_url"], "--chain-id", str(chain["chain_id"]), "--vault", chain["vault"]]
+        argv += ["--token", chain["token"], "--state", str(root / "attestor")]
+        return [*argv, "--receipt-key", str(self.layout.keys / "receipt.pem")]
+
+    def _papers(self) -> None:
+        """Enrolment, site policy, node.env, an empty ledger."""
+        root = self.layout.root
+        kind = "swtpm" if shutil.which("swtpm") and shutil.which("tpm2_quote") else "software"
+        self.say(f"the node's machine: TPM evidence from {kind}, DCAP evidence under a development root")
+        argv = serve.python("infra.attester", "--socket", str(self.sockets / "attester.sock"), "--kind", kind)
+        self._start("attester", [*argv, "--state", str(root / "attester")])
+        platform = enrol_platform(self.layout, self.sockets)
+        policy = site_policy(self.layout, self.chain, self.chain["accounts"]["attestor"], platform)
+        (root / "site.json").write_text(json.dumps(policy, indent=1) + "\n")
+        write_secret(self.layout.node_keys / "settlement.key", (root / "chain" / "keys" / "node.key").read_text())
+        self.environment = node_environment(self.layout, self.sockets, self.ports, self.chain, self.network)
+        self.settings = load({**os.environ, **self.environment})
+        if not (root / "ledger" / "ledger.json").exists():
+            Ledger.create(root / "ledger", self.layout.signer("ledger"), "st-elsewhere")
+
+    def _node(self) -> None:
+        """Keeper, launcher and reader in the node's namespace; engine, worker and webhook outside it."""
+        everything = {**os.environ, **self.environment}
+        self.say("the node: launcher, reader and keeper in a namespace with port A and port B; the engine and its UI")
+        for member in serve.guardians(self.settings, everything, self.network.popen):
+            self.group.start(member)
+        engine = engine_environment(self.layout.root / "engine", self.ports.engine)
+        serving, working = serve.engine_members(self.settings, everything, self.ports.engine, self.ports.health)
+        self.group.start(serving)
+        serve.deployed(engine, everything)
+        for member in (working, serve.webhook(self.settings, everything, engine)):
+            self.group.start(member)
+
+    def _start(self, name: str, argv: list[str], **options: Any) -> None:
+        self.group.start(Member(name, argv, serve.base_environment(os.environ), **options))
+
+
+def world(root: Path, patients: int, say: Say) -> World:
+    """The world of a folder, not yet started."""
+    return World(prepare(root.absolute()), patients, say)
+
+
+def _ports(path: Path) -> Ports:
+    """Free ports, kept for the next start; new ones when any has been taken meanwhile."""
+    if path.exists():
+        kept = Ports(**json.loads(path.read_bytes()))
+        if all(_is_free(port) for port in asdict(kept).values()):
+            return kept
+    names = list(Ports.__dataclass_fields__)
+    with contextlib.ExitStack() as held:
+        found = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in names]
+    ports = Ports(**dict(zip(names, found, strict=True)))
+    path.write_text(json.dumps(asdict(ports)))
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def _socket_folder(run: Path) -> Path:
+    """Where the UNIX sockets lie: the demo's own folder, or a short name when its path is too long for a socket."""
+    if len(str(run)) <= SOCKET_PATH_LIMIT - 20:
+        return run
+    name = hashlib.sha256(str(run).encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"rapha-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+        raise PermissionError(folder)
+    return folder
