@@ -60,6 +60,10 @@ MAX_TRIES = 12
 End = Literal["done", "refused", "failed", "crashed", "cancelled"]
 
 
+class RowConflict(PeerError):
+    """A unique or foreign key would be broken."""
+
+
 class Register:
     """The register behind one database URL. Safe to share between threads; open one in each process."""
 
@@ -118,7 +122,7 @@ class Register:
                     )
                 )
             return job, True
-        except IntegrityError:
+        except RowConflict:
             return self._same_or_reused(job)
 
     def _same_or_reused(self, job: str) -> tuple[str, bool]:
@@ -136,7 +140,7 @@ class Register:
                 session.execute(delete(WebhookNonceRow).where(WebhookNonceRow.forget_at < now))
                 session.add(WebhookNonceRow(key_id=key_id, nonce=nonce, forget_at=forget_at))
             return True
-        except IntegrityError:
+        except RowConflict:
             return False
 
     def facts(self, job: str) -> JobFacts:
@@ -314,7 +318,7 @@ def _database() -> Iterator[None]:
     try:
         yield
     except IntegrityError:
-        raise
+        raise RowConflict("register-conflict", "a row of the register is in the way", peer="register") from None
     except SQLAlchemyError as error:
         kind = type(error).__name__
         raise PeerError("register-unavailable", f"the register's database failed ({kind})", peer="register") from None
