@@ -1,5 +1,4 @@
-"""The orchestrator: where a job's artefacts come from and where sealed results, receipts and reports go. Over HTTP, one
-configured base.
+"""The orchestrator: where a job's artefacts come from and where sealed results, receipts and reports go. Over HTTP.
 
     GET  {base}/blobs/sha256:<hex>                              the bytes with that digest
     PUT  {base}/jobs/<job hex>/attempts/<n>/result|receipt|report   the same content again is 200, other content 409

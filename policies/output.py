@@ -39,59 +39,38 @@ KINDS = {
     "executable": "a program",
 }
 
-METRIC_WORDS = frozenset(
-    [
-        "accuracy",
-        "auc",
-        "auroc",
+# A metric's name is made of these words alone, one of them a measure: no count, minimum, quantile or subgroup is among them.
+MEASURES = (
+    *("accuracy", "auc", "auroc", "bce", "dice", "entropy", "error", "f1", "iou", "kappa", "loss", "mae", "mcc", "mse"),
+    *("precision", "r2", "recall", "rmse", "sensitivity", "specificity"),
+)
+QUALIFIERS = (
+    *(
         "balanced",
-        "bce",
+        "baseline",
         "cross",
-        "dice",
-        "entropy",
-        "epochs",
-        "error",
-        "f1",
-        "heldout",
         "held",
+        "heldout",
         "intensity",
-        "iou",
-        "kappa",
-        "loss",
         "macro",
-        "mae",
         "majority",
-        "mcc",
         "mean",
         "micro",
-        "mse",
         "out",
-        "precision",
-        "r2",
         "rate",
-        "recall",
-        "rmse",
         "roc",
-        "score",
-        "sensitivity",
-        "specificity",
-        "test",
-        "top1",
-        "top5",
-        "train",
-        "training",
-        "untrained",
-        "val",
-        "validation",
-        "weighted",
-    ]
+    ),
+    *("score", "test", "top1", "top5", "train", "training", "untrained", "val", "validation", "weighted"),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputLimits:
-    """The site's numbers. max_bytes: of the two files together; mantissa_bits: kept of each weight, the rest is rounded away;
-    max_leak_bits: what the release could carry at most; metric_words: the words that a metric's name may be made of."""
+    """The site's numbers.
+
+    max_bytes: of the two files together; mantissa_bits: kept of each weight, the rest is rounded away; max_leak_bits: what the
+    release could carry at most; metric_…: the words that a metric's name may be made of, a measure among them.
+    """
 
     max_bytes: int = 512 << 20
     max_header_bytes: int = 1 << 20
@@ -100,16 +79,19 @@ class OutputLimits:
     max_leak_bits: int = 1 << 31
     max_metrics: int = 64
     max_metric_digits: int = 4
-    metric_words: tuple[str, ...] = tuple(sorted(METRIC_WORDS))
+    metric_measures: tuple[str, ...] = MEASURES
+    metric_qualifiers: tuple[str, ...] = QUALIFIERS
 
     def __post_init__(self) -> None:
-        """A number of another kind would compare wrongly, or not at all: `TypeError` before anything is judged by it."""
-        object.__setattr__(self, "metric_words", tuple(self.metric_words))
-        numbers = [getattr(self, f.name) for f in fields(self) if f.name != "metric_words"]
+        """A number of another kind would compare wrongly, or not at all: `ValueError` before anything is judged by it."""
+        for name in ("metric_measures", "metric_qualifiers"):
+            words = getattr(self, name)
+            if not isinstance(words, list | tuple) or not all(isinstance(word, str) and word for word in words):
+                raise ValueError(f"{name} is a list of words")
+            object.__setattr__(self, name, tuple(words))
+        numbers = [getattr(self, f.name) for f in fields(self) if not f.name.startswith("metric_")]
         if not all(type(number) is int and number >= 0 for number in numbers) or self.mantissa_bits > 23:
-            raise TypeError("the output limits are whole numbers from 0, mantissa_bits at most 23")
-        if not all(isinstance(word, str) and word for word in self.metric_words):
-            raise TypeError("metric_words are words")
+            raise ValueError("the output limits are whole numbers from 0, mantissa_bits at most 23")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +178,7 @@ class ReleaseFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputEvidence(Evidence):
-    """`after`: the gate that cleared just before; `granted_…`: the dataset manifest's bounds; `release` is None unless all
-    parsed.
-    """
+    """`after`: the gate that cleared just before; `granted_…`: the dataset manifest's bounds; `release`: None unless all parsed."""
 
     scope: str
     after: str
@@ -229,8 +209,10 @@ def metric_bits(minimum: float, maximum: float, digits: int) -> int:
     return int(signs * decades * 9 * 10 ** (digits - 1) + 3).bit_length()  # and zero, and the two ends of the range
 
 
-def _metric_name_allowed(name: str, words: tuple[str, ...]) -> bool:
-    return all(part in words for part in re.split(r"[._-]", name))
+def _metric_name_allowed(name: str, limits: OutputLimits) -> bool:
+    parts = re.split(r"[._-]", name)
+    measures = [part for part in parts if part in limits.metric_measures]
+    return len(measures) > 0 and all(part in (*measures, *limits.metric_qualifiers) for part in parts)
 
 
 @check(
@@ -383,7 +365,7 @@ def _metrics(e: OutputEvidence) -> list[str]:
         "metrics-names": m.broken == "" and m.missing + m.extra != 0,
         "metrics-not-a-number": m.not_numbers != 0,
         "metrics-out-of-range": m.out_of_range != 0,
-        "metrics-name-not-allowed": not all(_metric_name_allowed(name, e.limits.metric_words) for name in m.names),
+        "metrics-name-not-allowed": not all(_metric_name_allowed(name, e.limits) for name in m.names),
         "metrics-too-many": len(m.names) > min(e.limits.max_metrics, e.granted_metrics),
         "metrics-digits": any(digits > e.limits.max_metric_digits for digits in m.digits),
     }

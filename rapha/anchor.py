@@ -1,9 +1,7 @@
-"""A receipt against the chain: is it the one that the vault paid on, and is that settled beyond recall? Read-only JSON-RPC, no
-account.
+"""A receipt against the chain: is it the one that the vault paid on, and is that settled beyond recall? Read-only JSON-RPC.
 
 In production the vault is read at the chain's `finalized` block: a settlement just seen may still be undone. A development
-chain has no
-finality, so there it is the newest block, and the answer says `development`.
+chain has no finality, so there it is the newest block, and the answer says `development`.
 """
 
 import json

@@ -1,10 +1,8 @@
 """The receipt: an in-toto Statement v1 in a DSSE envelope, and its verifier, for an auditor with one file and one key.
 
-The file is the envelope in canonical JSON and one newline; the payload is the statement in canonical JSON. Both are checked to
-be exactly
-that, so one changed byte anywhere, a blank or the order of two fields too, is a refusal. Fields are digests, numbers and names
-from fixed
-sets: no text that a job chose, no time finer than an hour, no identifier.
+The file is the envelope in canonical JSON and one newline; the payload is the statement in canonical JSON. Both are checked to be
+exactly that, so one changed byte anywhere, a blank or the order of two fields too, is a refusal. Fields are digests, numbers and
+names from fixed sets: no text that a job chose, no time finer than an hour, no identifier.
 
 Sources: in-toto attestation framework v1 (Statement, ResourceDescriptor), DSSE v1.0.2 (protocol, envelope), RFC 8785.
 """
@@ -141,7 +139,7 @@ class Statement:
 
 def duration_bucket(seconds: float) -> DurationBucket:
     """A run's length as one of six names: its exact time could say something of the records."""
-    return next((name for limit, name in _BUCKETS if seconds < limit), "over-1d")
+    return next((name for limit, name in _BUCKETS if seconds <= limit), "over-1d")
 
 
 def sign_receipt(predicate: Predicate, subjects: dict[str, str], key: Ed25519PrivateKey) -> bytes:
@@ -166,14 +164,11 @@ def verify_receipt(
     """The statement in a receipt file, or `Refusal` with the code of the first thing that does not hold:
 
     1 the file is canonical JSON and one newline, an envelope with exactly its fields (receipt-malformed); 2 the payload type is
-    in-toto's
-    (receipt-type); 3 there is one signature, by `key` and no other (receipt-key); 4 it verifies over the payload
-    (receipt-signature); 5 the
-    payload is a statement in canonical JSON, of this predicate type (receipt-statement); 6 its subjects are exactly the
-    released files and the
-    sealed result (receipt-subjects); 7 its predicate has exactly its fields, each of its kind (receipt-predicate); 8 each
-    required gate is
-    there once, in order (receipt-gates); 9 job, chain and vault are those asked for (receipt-other-job, -chain, -vault).
+    in-toto's (receipt-type); 3 there is one signature, by `key` and no other (receipt-key); 4 it verifies over the payload
+    (receipt-signature); 5 the payload is a statement in canonical JSON, of this predicate type (receipt-statement); 6 its subjects
+    are exactly the released files and the sealed result (receipt-subjects); 7 its predicate has exactly its fields, each of its
+    kind (receipt-predicate); 8 each required gate is there once, in order (receipt-gates); 9 job, chain and vault are those asked
+    for (receipt-other-job, -chain, -vault).
     """
     envelope = _envelope(raw)  # 1
     if envelope["payloadType"] != PAYLOAD_TYPE:  # 2

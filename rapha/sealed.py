@@ -3,12 +3,10 @@
     magic   "rapha sealed v1\\n"
     length  4 bytes, big-endian, of the header
     header  canonical JSON: {"attempt", "chunk", "job", "recipient", "suite", "version"}
-    key     80 bytes: HPKE (RFC 9180, base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM) of a fresh 32-byte
-    content key;
-            `info` is the magic and the digest of the header, so that a key does not open under another job's header
-    chunks  AES-256-GCM of at most `chunk` bytes each; nonce = 4-byte zero, 7-byte counter, 1-byte "last" flag (as in STREAM,
-    Hoang et al. 2015);
-            associated data = the header: chunks cannot be moved, dropped, cut off or put under another header
+    key     80 bytes: HPKE (RFC 9180, base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM) of a fresh 32-byte content
+            key; `info` is the magic and the digest of the header, so a key does not open under another job's header
+    chunks  AES-256-GCM of at most `chunk` bytes each; nonce = 4 zero bytes, 7-byte counter, 1-byte "last" flag (as in STREAM,
+            Hoang et al. 2015); associated data = the header: chunks cannot be moved, dropped, cut off or put elsewhere
 
 The content is one canonical JSON line [{"digest", "name", "size"}, …] and the files, in that order.
 """
@@ -60,9 +58,7 @@ class Opened:
 
 
 def recipient_key(text: str) -> X25519PublicKey:
-    """The declaration's `recipient` (base64 of 32 bytes) as a key; `Refusal(recipient-key)` for what is none, the low-order
-    points too.
-    """
+    """The declaration's `recipient` (base64 of 32 bytes) as a key; `Refusal(recipient-key)` for what is none or a weak one."""
     try:
         raw = base64.b64decode(text, validate=True)
         key = X25519PublicKey.from_public_bytes(raw)
@@ -114,9 +110,8 @@ def open_result(sealed_path: Path, key: X25519PrivateKey, out_dir: Path, *, job:
     """Opens a sealed result with the recipient's key and writes its files into `out_dir` (made; must not hold them already).
 
     Nothing is written unless every chunk, size and digest is right. Who sealed it is not shown by this: the receipt names the
-    sealed file's
-    digest, so verify the receipt too. Raises `Refusal` sealed-malformed, sealed-not-for-this-key,
-    sealed-other-job, sealed-tampered, sealed-content, or `ConfigurationError` for files and folders that are in the way.
+    sealed file's digest, so verify the receipt too. Raises `Refusal` sealed-malformed, sealed-not-for-this-key, sealed-other-job,
+    sealed-tampered, sealed-content, or `ConfigurationError` for files and folders that are in the way.
     """
     try:
         with sealed_path.open("rb") as stream:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from policies.gate import Verdict, explain
 from policies.output import OutputEvidence, OutputLimits, output_gate
+from policies.site import read_section
 from rapha.canonical import parse
 from rapha.console.app import AsJson, Result
 from rapha.declaration import Declaration, read_declaration
@@ -35,8 +36,7 @@ def guard(
     """Judge a trainer's output folder against its job and write what could leave.
 
     OUTPUT_DIR holds weights.safetensors and metrics.json and nothing else. DIR must be empty or absent; after a refusal it is
-    empty. The
-    verdict's scope is `structure`: no records are at hand, and it seals nothing.
+    empty. The verdict's scope is `structure`: no records are at hand, and it seals nothing.
 
     Example: `rapha guard outputs --job job.json --release release`
     """
@@ -84,10 +84,9 @@ def _limits() -> OutputLimits:
     try:
         policy = parse(Path(path).read_bytes(), what="site policy")
         section = policy["output"]
-        limits = OutputLimits(**section)
     except (OSError, Refusal, LookupError, TypeError):
         raise ConfigurationError(["site-policy-output"], "RAPHA_SITE_POLICY_PATH has no readable section output") from None
-    return limits
+    return read_section(OutputLimits, section, "output")
 
 
 def _result(verdict: Verdict, evidence: OutputEvidence, release: Path) -> Result:

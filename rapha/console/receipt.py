@@ -33,8 +33,7 @@ def verify(
     """Check a receipt: signature, form, gates; with --rpc also its anchor and its settlement on the chain.
 
     The key is --key, or the pinned one beside the receipt (keys/receipt.pem). --release DIR and --sealed FILE also compare what
-    was received
-    with the receipt's subjects; --job the job's id.
+    was received with the receipt's subjects; --job the job's id.
 
     Example: `rapha receipt verify receipt.json --key keys/receipt.pem`
     """

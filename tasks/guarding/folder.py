@@ -1,8 +1,7 @@
 """The output folder, read once: every entry looked at without following it, the two files copied into memory.
 
 What is judged later is the copy. A file is opened without following links, must be the plain file that was listed, and must not
-have
-changed while it was read.
+have changed while it was read.
 """
 
 import errno

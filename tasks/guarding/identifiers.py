@@ -1,6 +1,4 @@
-"""Searching bytes for a cohort's identifiers in the forms in which they are usually carried off: raw, UTF-16, base64, hex,
-reversed.
-"""
+"""Searching bytes for a cohort's identifiers as they are usually carried off: raw, UTF-16, base64, hex, reversed."""
 
 import base64
 from collections.abc import Iterable

@@ -1,8 +1,7 @@
 """What a run of bytes is, by its first bytes, its marks inside, or its name: so that a refusal can say it.
 
 Nothing passes because it is not recognised here; only a declared, fully parsed file passes. Marks that are searched for
-anywhere are eight
-bytes or longer, since shorter ones occur by chance in a large file of weights.
+anywhere are eight bytes or longer, since shorter ones occur by chance in a large file of weights.
 """
 
 import re

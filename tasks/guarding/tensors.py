@@ -2,8 +2,7 @@
 
     8 bytes  N, little-endian · N bytes  JSON {"name": {"dtype", "shape", "data_offsets": [begin, end]}} · the tensors
 
-Stricter than the format: no `__metadata__`, no duplicate key, entries in the order of their offsets, not one byte that is not a
-tensor's.
+Stricter than the format: no `__metadata__`, no duplicate key, entries in the order of their offsets, not a byte between.
 """
 
 import math
@@ -48,10 +47,9 @@ def parse_weights(raw: bytes, limits: OutputLimits) -> list[Tensor]:
     """The tensors in `raw`, in order, or `Broken`. What must hold:
 
     1 the header's length is there, is at most the site's and lies inside the file; 2 the header is strict JSON, an object,
-    padded with at most
-    8 blanks; 3 no `__metadata__`; 4 each entry has exactly dtype, shape, data_offsets of the right types; 5 offsets start at 0,
-    follow on
-    without gap or overlap, in the header's own order, and fit shape and dtype; 6 the last ends where the file ends.
+    padded with at most 8 blanks; 3 no `__metadata__`; 4 each entry has exactly dtype, shape, data_offsets of the right types; 5
+    offsets start at 0, follow on without gap or overlap, in the header's own order, and fit shape and dtype; 6 the last ends
+    where the file ends.
     """
     header, start = _header(raw, limits)
     if "__metadata__" in header:

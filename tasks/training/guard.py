@@ -34,8 +34,7 @@ def guard(
     """Judges the folder `outputs_dir` and, once cleared, writes `attempt.folder/release`: the two files, nothing else.
 
     `previous` must be the train gate's; `forbidden` are identifiers whose presence in any form refuses. Raises `Refusal`, after
-    which the
-    release folder is empty.
+    which the release folder is empty.
     """
     release = attempt.folder / "release"
     prepare_release(release)

@@ -1,9 +1,8 @@
-"""Seal: behind the last door, the release is encrypted to its recipient and a receipt is signed; then the staging key is
-destroyed.
+"""Seal: behind the last door the release is encrypted to its recipient and a receipt is signed.
 
-Order: door · hash the release again · encrypt · sign · receipt on disk · ledger · destroy. Before the ledger's `sealed` entry
-nothing that was
-written here counts: a repeat after a crash writes it anew. After it, a repeat gives the same result.
+Order: door · staging key seen to be destroyed · hash the release again · encrypt · sign · receipt on disk · ledger. Nothing here
+needs the staging key, so no receipt exists while it does. Before the ledger's `sealed` entry nothing that was written here
+counts: a repeat after a crash writes it anew. After it, a repeat gives the same result.
 """
 
 import os
@@ -33,10 +32,8 @@ class SealFacts:
     """What the receipt says beyond the verdicts and the declaration; each a digest or a number that a gate has seen.
 
     declaration: of the signed declaration's bytes as they came; quote, requote: before training and before sealing; policy: of
-    the policy
-    documents; records_unique and commitment: the reader's own count and salted commitment; least_records: the site's smallest
-    count that may be
-    told; seconds: how long training ran.
+    the policy documents; records_unique, commitment: the reader's own count and salted commitment; least_records: the site's
+    smallest count that may be told; seconds: how long training ran.
     """
 
     declaration: str
@@ -74,14 +71,13 @@ def seal(
 ) -> SealedResult:
     """Opens the door "seal" and makes the sealed result and the receipt of this attempt, once.
 
-    `destroy` tells the reader to forget the staging key and answers with its facts, `destroyed` among them. Raises `Refusal`: the
-    codes of the door, seal-release-changed, seal-few-records, seal-predicate, recipient-key, seal-kept-changed,
-    seal-key-not-destroyed.
+    `destroy` makes sure that the reader has forgotten the staging key and answers with its facts, `destroyed` among them.
+    Raises `Refusal`: codes of the door, seal-key-not-destroyed, seal-release-changed, seal-few-records, seal-predicate,
+    recipient-key, seal-kept-changed.
     """
     verdicts = open_door("seal", gates, attempt, previous)
-    result = _kept(attempt, receipt_key) or _made(attempt, verdicts, declaration, facts, receipt_key)
     _destroyed(attempt, destroy)
-    return result
+    return _kept(attempt, receipt_key) or _made(attempt, verdicts, declaration, facts, receipt_key)
 
 
 def _made(

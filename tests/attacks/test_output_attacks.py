@@ -315,7 +315,9 @@ def test_E12_counts_and_tables_are_not_in_the_list_of_metrics(name: str, tmp_pat
     assert codes(folder, declaration=declared(outputs=outputs)) == ("metrics-name-not-allowed",)
 
 
-@pytest.mark.parametrize("name", ["loss-min", "max-loss", "age-q95", "intensity.median", "minimum", "loss-p99"])
+@pytest.mark.parametrize(
+    "name", ["loss-min", "max-loss", "age-q95", "intensity.median", "minimum", "loss-p99", "mean-intensity", "test"]
+)
 def test_E13_minima_maxima_and_quantiles_are_not_in_the_list_of_metrics(name: str, tmp_path: Path) -> None:
     outputs = {"tensors": [_tensor(n) for n in SHAPES], "metrics": [_metric(name)]}
     folder = write_outputs(tmp_path, numbers=json.dumps({name: 3}).encode())

@@ -88,7 +88,15 @@ def test_the_sites_numbers_are_those_of_the_site_policy(
     policy.write_text('{"output": {"max_leak_bits": 10}}')
     assert guard(work, "--json") == 3
     assert json.loads(capsys.readouterr().out)["codes"] == ["output-leak-budget"]
-    for odd in ('{"output": {"max_leek_bits": 10}}', "{}", "[]", "", '{"output": {"max_leak_bits": "10"}}'):
+    for odd in (
+        '{"output": {"max_leek_bits": 10}}',
+        "{}",
+        "[]",
+        "",
+        '{"output": {"max_leak_bits": "10"}}',
+        '{"output": {"mantissa_bits": 24}}',
+        '{"output": []}',
+    ):
         policy.write_text(odd)
         assert guard(work) == 2
 

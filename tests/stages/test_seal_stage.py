@@ -23,7 +23,7 @@ def test_a_sealed_attempt_opens_for_its_recipient_and_verifies(tmp_path: Path, m
     assert statement.predicate.records.unique == 40
     assert statement.predicate.leak_bits > 0
     kinds = [entry.kind for entry in b.attempt.ledger.entries()]
-    assert kinds[-3:] == ["door", "sealed", "staging-destroyed"]
+    assert kinds[-3:] == ["door", "staging-destroyed", "sealed"]
 
 
 def test_sealing_again_gives_the_same_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +86,7 @@ def test_a_key_that_is_not_said_to_be_destroyed_ends_the_attempt(tmp_path: Path,
         with pytest.raises(Refusal) as caught:
             b.seal()
         assert caught.value.codes == ("seal-key-not-destroyed",)
+        assert not (b.attempt.folder / "receipt.json").exists()
     b.destroy = lambda: {"destroyed": True}
     assert b.seal().receipt.exists()
 
