@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -84,7 +84,7 @@ class RecordSet(_Strict):
 
 
 class Manifest(_Strict):
-    version: Literal[1]
+    version: Annotated[int, Field(ge=1, le=1)]
     manifest_id: Name
     agreement_id: Name
     cohort: Name

@@ -25,7 +25,7 @@ SIGNATURE_FAULTS = {
 
 @check_each("manifest-signatures", SIGNATURE_FAULTS)
 def signatures_hold(e: ManifestEvidence) -> tuple[str, ...]:
-    return (e.signature_fault,) if e.signature_fault else ()
+    return () if e.signature_fault == "" else (e.signature_fault,)
 
 
 @check("manifest-approvals", "node", "Custodian, data protection officer and Caldicott Guardian have not all signed.", _AGAIN)
@@ -122,7 +122,7 @@ def version_not_older(e: ManifestEvidence) -> bool:
     "Raise version_number, sign again.",
 )
 def version_not_reused(e: ManifestEvidence) -> bool:
-    return e.version_number != e.seen_version or e.manifest == e.seen_manifest
+    return is_digest(e.manifest) and (e.version_number != e.seen_version or e.manifest == e.seen_manifest)
 
 
 @check(
