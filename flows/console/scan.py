@@ -8,10 +8,9 @@ from cyclopts import Parameter
 
 from policies.scan import REASONS, ScanLimits, counted
 from policies.wheels import table
-from rapha.canonical import MAX_BYTES, parse
 from rapha.console.app import AsJson, Result
 from rapha.errors import ConfigurationError
-from tasks.scanning.scan import Scanned, scanned_aside
+from tasks.scanning.scan import Scanned, hospital_wheels, scanned_aside
 
 SHOWN = 20
 
@@ -32,8 +31,7 @@ def scan_path(
     """
     if not path.exists():
         raise ConfigurationError(["scan-no-such-path"], f"{path}: there is nothing there")
-    extra = parse(wheels.read_bytes(), limit=MAX_BYTES, what="table of wheels") if wheels else []
-    with scanned_aside(path, table(extra), ScanLimits()) as found:
+    with scanned_aside(path, table(hospital_wheels(wheels)), ScanLimits()) as found:
         return _result(found)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from policies.python_source import module_names
 from policies.scan import FileFact, Remark, Report, ScanLimits, judge_files
-from policies.wheels import INSTALLER_FILES, MAX_RECORD, KnownWheel, read_record, table_digest
+from policies.wheels import INSTALLER_FILES, MAX_RECORD, KnownWheel, read_record, table, table_digest
+from rapha.canonical import parse
 from rapha.errors import ConfigurationError, Refusal
 from tasks.scanning.forms import read_form
 from tasks.scanning.layout import is_layout, unpack_image
@@ -76,6 +77,20 @@ def scan(
         remarks=(*tree.remarks, *remarks),
     )
     return Scanned(found, manifest, started, report)
+
+
+def hospital_wheels(path: Path | None) -> list[dict[str, str]]:
+    """The hospital's own rows of known wheels (RAPHA_KNOWN_WHEELS_PATH), none without a file. Raises `ConfigurationError`."""
+    if path is None:
+        return []
+    try:
+        rows = parse(path.read_bytes(), what="table of known wheels")
+    except (OSError, Refusal):
+        raise ConfigurationError(["known-wheels-malformed"], f"{path}: not a readable JSON array of known wheels") from None
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and all(isinstance(v, str) for v in r.values()) for r in rows):
+        raise ConfigurationError(["known-wheels-malformed"], f"{path}: not an array of objects with name, version, record")
+    table(rows)
+    return rows
 
 
 @contextmanager
