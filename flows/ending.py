@@ -1,4 +1,4 @@
-"""How an attempt ends that does not end well: recorded, its line freed only where that is proven safe, its sender told the code."""
+"""How an attempt ends that does not end well: recorded, the line freed only where that is proven safe, the sender told."""
 
 import logging
 import time

@@ -84,7 +84,12 @@ def site_policy(layout: Layout, chain: Mapping[str, Any], attestor: str, platfor
             "identities": [key_id(layout.signer("workload-signer").public_key())],
             "launcher": digest(LAUNCHER.read_bytes()),
         },
-        "policy": {},
+        "policy": {
+            "purposes": [paper.PURPOSE],
+            "consent_bases": [paper.CONSENT],
+            "workload_identities": [key_id(layout.signer("workload-signer").public_key())],
+            "launcher": digest(LAUNCHER.read_bytes()),
+        },
         "attestation": {
             "root": digest(root),
             "measurements": [Enclave().measurement.hex()],
@@ -96,7 +101,6 @@ def site_policy(layout: Layout, chain: Mapping[str, Any], attestor: str, platfor
         "query": {},
         "retrieve": {},
         "train": {},
-        "sandbox": {},
         "output": {},
     }
 

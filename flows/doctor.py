@@ -1,0 +1,144 @@
+"""May this node start? Each thing that it needs, looked at one by one; what cannot be looked at is missing."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from blocks.channel import Channel
+from blocks.pacs import DicomWeb, Timeouts
+from blocks.settings import problems
+from flows.node import Node
+from rapha.errors import RaphaError, Refusal
+from rapha.ledger import verify
+
+LEAST_FREE = 5 << 30
+CLOCK_SKEW = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, and the code and sentence of what is wrong, or empty."""
+
+    name: str
+    code: str = ""
+    said: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.code
+
+
+def examine(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Settings first; where they are not whole, nothing that needs them is tried."""
+    wrong = problems(environment)
+    if wrong:
+        yield from (Finding("setting", code, said) for code, said in sorted(wrong.items()))
+        return
+    yield Finding("settings")
+    try:
+        node = Node.open(environment)
+    except RaphaError as error:
+        yield from (Finding("site policy", code, error.message) for code in error.codes)
+        return
+    yield Finding("site policy")
+    for name, look in _looks(node).items():
+        yield _looked(name, look)
+
+
+def _looked(name: str, look: Callable[[], object]) -> Finding:
+    try:
+        look()
+    except RaphaError as error:
+        return Finding(name, error.codes[0], error.message)
+    except (OSError, httpx.HTTPError) as error:
+        return Finding(name, f"{name.replace(' ', '-')}-unreachable", type(error).__name__)
+    return Finding(name)
+
+
+def _looks(node: Node) -> dict[str, Callable[[], object]]:
+    return {
+        "ledger key": lambda: node.key("ledger"),
+        "receipt key": lambda: node.key("receipt"),
+        "settlement key": lambda: node.chain.sender,
+        "trusted keys": lambda: _trusted(node),
+        "ledger": lambda: _ledger(node),
+        "register": lambda: node.register.open_jobs("doctor"),
+        "disk": lambda: _disk(node.state),
+        "policy documents": lambda: node.engine.documents,
+        "archive": lambda: _archive(node),
+        "orchestrator": lambda: _answers(node.settings.text("RAPHA_ORCHESTRATOR_API_BASE")),
+        "chain": lambda: _chain(node),
+        "clock": lambda: _clock(node),
+        "attestor": lambda: [_answers(url) for url in node.settings.text("RAPHA_ATTESTOR_URL").split(",")],
+        "attester": lambda: node.attester.identity(),
+        "keeper": lambda: _keeper(node),
+        "reader": lambda: _holds(node.settings.path("RAPHA_READER_SOCKET"), "reader"),
+        "launcher": lambda: _holds(node.settings.path("RAPHA_LAUNCHER_SOCKET"), "launcher"),
+        "isolation": _isolation,
+        "engine": lambda: _answers(f"{os.environ.get('PREFECT_API_URL', '')}/health"),
+    }
+
+
+def _trusted(node: Node) -> None:
+    for area, least in (("ai-teams", 1), ("manifest", 3), ("workload", 1)):
+        if len(node.trusted(area)) < least:
+            raise Refusal([f"trusted-keys-{area}"], f"RAPHA_TRUST_DIR/{area} names nobody, or too few roles")
+
+
+def _ledger(node: Node) -> None:
+    report = verify(node.state / "ledger", node.key("ledger").public_key())
+    if not report.ok:
+        raise Refusal([f"ledger-{report.kind}"], f"the ledger does not verify: {report.detail}")
+
+
+def _disk(folder: Path) -> None:
+    if shutil.disk_usage(folder).free < LEAST_FREE:
+        raise Refusal(["disk-low"], f"less than {LEAST_FREE >> 30} GiB are free at RAPHA_STATE_DIR")
+
+
+def _archive(node: Node) -> None:
+    """One study-level question within the outer bound, at most one answer."""
+    archive = DicomWeb(node.settings.text("RAPHA_DICOMWEB_BASE_URL"), timeouts=Timeouts(connect=5.0, idle=15.0))
+    archive.probe(node.settings.outer_query)
+
+
+def _answers(url: str) -> None:
+    """Any answer of HTTP counts: what a peer says to a stranger is its own affair."""
+    if not urlsplit(url).hostname:
+        raise Refusal(["url-missing"], "PREFECT_API_URL is not set")
+    httpx.get(url, timeout=5.0, trust_env=False)
+
+
+def _chain(node: Node) -> None:
+    if node.chain.seen_chain_id() != node.chain.chain_id:
+        raise Refusal(["chain-wrong-id"], "the RPC serves another chain than RAPHA_CHAIN_ID")
+    if not node.chain.code_digest():
+        raise Refusal(["chain-no-vault"], "there is no contract at RAPHA_VAULT_ADDRESS")
+
+
+def _clock(node: Node) -> None:
+    if abs(node.chain.final().at - time.time()) > CLOCK_SKEW:
+        raise Refusal(["clock-skew"], f"this clock and the chain's last final block are more than {CLOCK_SKEW} s apart")
+
+
+def _keeper(node: Node) -> None:
+    with node.keeper() as keeper:
+        status = keeper.status()
+    if status["unknown"] or status["ways_out"]:
+        raise Refusal(["keeper-ways-out"], f"ways out beside port B: {', '.join(status['ways_out']) or 'state unknown'}")
+
+
+def _holds(socket: Path, peer: str) -> None:
+    with Channel(socket, peer=peer, timeout=5.0) as channel:
+        channel.call("holds", job="", attempt=0)
+
+
+def _isolation() -> None:
+    if shutil.which("bwrap") is None:
+        raise Refusal(["bubblewrap-missing"], "an administrator must run: apt-get install bubblewrap")
