@@ -46,7 +46,7 @@ class Keeper(Channel):
     """A connection to the keeper of the node's namespace."""
 
     def cut(self, job: str, attempt: int) -> CutFacts:
-        """Takes the line down for this attempt. The same attempt may ask twice. `PeerError(keeper-busy)` while another holds it."""
+        """Takes the line down. The same attempt may ask twice; `PeerError(keeper-busy)` while another holds it."""
         return _cut_facts(self.call("cut", job=job, attempt=attempt, timeout=60.0))
 
     def prove(self, job: str, attempt: int) -> CutFacts:

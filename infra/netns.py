@@ -45,7 +45,7 @@ class NodeNetwork:
 
     @classmethod
     def create(cls) -> "NodeNetwork":
-        """Makes N. Raises `ConfigurationError(netns-not-allowed)`, naming the administrator's command, where the kernel forbids it."""
+        """Makes N. Raises `ConfigurationError(netns-not-allowed)`, naming the administrator's command."""
         anchor = subprocess.Popen(
             [sys.executable, "-m", "infra.netns", "anchor"],
             stdin=subprocess.PIPE,
@@ -53,8 +53,7 @@ class NodeNetwork:
             env=_environment(),
             cwd=_home(),
         )
-        assert anchor.stdout is not None
-        line = anchor.stdout.readline()
+        line = anchor.stdout.readline() if anchor.stdout is not None else b""
         facts = json.loads(line) if line.strip() else {"error": "anchor-died"}
         if "error" in facts:
             anchor.wait()
@@ -114,14 +113,17 @@ def not_allowed(why: str) -> ConfigurationError:
         "kernel/unprivileged_userns_clone": ("0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
         "user/max_user_namespaces": ("0", "sudo sysctl -w user.max_user_namespaces=15000"),
     }
-    for name, (bad, command) in switches.items():
-        with contextlib.suppress(OSError):
-            if (Path("/proc/sys") / name).read_text().strip() == bad:
-                break
-    else:
-        command = "sudo make demo"
+    command = next(
+        (command for name, (bad, command) in switches.items() if _reads(Path("/proc/sys") / name, bad)), "sudo make demo"
+    )
     said = f"this user may not make a network namespace ({why}); an administrator must run: {command}"
     return ConfigurationError(["netns-not-allowed"], said)
+
+
+def _reads(path: Path, value: str) -> bool:
+    with contextlib.suppress(OSError):
+        return path.read_text().strip() == value
+    return False
 
 
 def unshare(flags: int) -> None:

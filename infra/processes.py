@@ -28,7 +28,7 @@ def _all() -> list[int]:
 def _namespace(pid: int) -> int | None:
     """Inode of the process's namespace; 0 when it is gone or not nested; None when it is nested and hidden."""
     try:
-        return int(os.readlink(f"/proc/{pid}/ns/pid").removeprefix("pid:[").removesuffix("]"))
+        return int(str(Path(f"/proc/{pid}/ns/pid").readlink()).removeprefix("pid:[").removesuffix("]"))
     except PermissionError:
         return None if _nested(pid) else 0
     except (OSError, ValueError):

@@ -59,20 +59,18 @@ class NetworkFacts:
     sent: int
 
 
+def _node(wrong: str, todo: str) -> Reason:
+    return Reason("node", wrong, todo)
+
+
 WAYS_OUT = {
-    "cut-link-up": Reason("node", "The outside line is up.", "Let the keeper cut it; look who brought it up."),
-    "cut-link-missing": Reason("node", "The outside line or the hospital's line does not exist.", "Check RAPHA_WAN_INTERFACE."),
-    "cut-unknown-link": Reason(
-        "node", "The namespace holds an interface nobody declared.", "Remove it, or declare it as the hospital's."
-    ),
-    "cut-tunnel": Reason(
-        "node", "A declared interface is a tunnel or a radio.", "Use a wired line or a veth pair as the hospital's line."
-    ),
-    "cut-route": Reason(
-        "node", "A route leads out over the hospital's line.", "Remove it, or declare the network as the hospital's."
-    ),
-    "cut-ipv6": Reason("node", "IPv6 is on where nobody declared it.", "Set net.ipv6.conf.<interface>.disable_ipv6=1."),
-    "cut-socket": Reason("node", "Another program listens on a UNIX socket in the namespace.", "Stop it, or run it elsewhere."),
+    "cut-link-up": _node("The outside line is up.", "Let the keeper cut it; look who brought it up."),
+    "cut-link-missing": _node("The outside or the hospital's line does not exist.", "Check RAPHA_WAN_INTERFACE."),
+    "cut-unknown-link": _node("There is an interface nobody declared.", "Remove it, or declare it as the hospital's."),
+    "cut-tunnel": _node("An interface is a tunnel or a radio.", "Use a wired line or a veth pair as the hospital's."),
+    "cut-route": _node("A route leads out over the hospital's line.", "Remove it, or declare the network as the hospital's."),
+    "cut-ipv6": _node("IPv6 is on where nobody declared it.", "Set net.ipv6.conf.<interface>.disable_ipv6=1."),
+    "cut-socket": _node("Another program listens on a UNIX socket in the namespace.", "Stop it, or run it elsewhere."),
 }
 _TUNNELS = frozenset(
     {"tun", "wireguard", "gre", "ipip", "sit", "vxlan", "geneve", "ip6tnl", "ppp", "xfrm", "vti", "wwan", "wlan"}

@@ -167,7 +167,18 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
             "collateral-rolled-back",
         }
     ),
-    "cut": frozenset(),
+    "cut": frozenset(
+        {
+            "cut-no-control",
+            "cut-line-alive",
+            "cut-ways-out",
+            "cut-lan-down",
+            "cut-other-interface",
+            "cut-not-held",
+            "cut-broken",
+            "cut-no-namespace",
+        }
+    ),
     "query": frozenset(
         {
             "query-scope",
@@ -194,7 +205,20 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
             "retrieve-counts-odd",
         }
     ),
-    "train": frozenset(),
+    "train": frozenset(
+        {
+            "train-not-completed",
+            "train-not-dead",
+            "train-not-isolated",
+            "train-not-held",
+            "train-limits-unheld",
+            "train-cut-broken",
+            "train-other-workload",
+            "train-too-many-records",
+            "train-reader-holds",
+            "train-odd-output",
+        }
+    ),
     "output": frozenset(
         {
             "output-before-training",
@@ -248,5 +272,14 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
             "platform-changed",
         }
     ),
-    "reconnect": frozenset(),
+    "reconnect": frozenset(
+        {
+            "reconnect-token",
+            "reconnect-holder",
+            "reconnect-alive",
+            "reconnect-not-sealed",
+            "reconnect-no-receipt",
+            "reconnect-kept",
+        }
+    ),
 }

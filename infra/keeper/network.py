@@ -13,7 +13,9 @@ from policies.cut import AddressFact, LinkFact, NetworkFacts, RouteFact
 from rapha.errors import PeerError
 
 IFF_UP = 1
-_ROUTE_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}  # fmt: skip
+_ROUTE_TYPES = dict(
+    enumerate(("", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit", "throw"))
+)
 _GONE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENODEV, errno.EADDRNOTAVAIL}
 
 
@@ -28,15 +30,13 @@ class Line:
         self.wan, self.lan, self.lan_routes, self._probe, self._run = wan, lan, lan_routes, probe, run
 
     def facts(self) -> NetworkFacts:
-        """Every link, address, route of every table, IPv6 switch and listening UNIX socket. Raises `PeerError(netlink-failed)`."""
+        """Every link, address, route, IPv6 switch and listening UNIX socket. Raises `PeerError(netlink-failed)`."""
         try:
             with IPRoute() as netlink:
                 links = {message["index"]: message for message in netlink.get_links()}
                 names = {index: str(_attribute(message, "IFLA_IFNAME")) for index, message in links.items()}
                 addresses = tuple(_address(message, names) for message in netlink.get_addr())
-                routes = tuple(
-                    route for family in (socket.AF_INET, socket.AF_INET6) for route in self._routes(netlink, family, names)
-                )
+                routes = tuple(_routes(netlink, names))
         except (NetlinkError, OSError):
             raise PeerError("netlink-failed", "the kernel did not answer about the namespace's links", peer="keeper") from None
         return NetworkFacts(
@@ -121,9 +121,6 @@ class Line:
         except (NetlinkError, OSError):
             raise PeerError("netlink-failed", "the kernel refused to change the outside line", peer="keeper") from None
 
-    def _routes(self, netlink: IPRoute, family: int, names: dict[int, str]) -> list[RouteFact]:
-        return [_route(message, family, names) for message in netlink.get_routes(family=family)]
-
 
 def _attribute(message: Any, name: str) -> Any:
     return message.get_attr(name)
@@ -145,6 +142,12 @@ def _sent(message: Any) -> int:
 def _address(message: Any, names: dict[int, str]) -> AddressFact:
     address = _attribute(message, "IFA_LOCAL") or _attribute(message, "IFA_ADDRESS")
     return AddressFact(link=names.get(message["index"], ""), address=str(address), length=int(message["prefixlen"]))
+
+
+def _routes(netlink: IPRoute, names: dict[int, str]) -> list[RouteFact]:
+    """Of every table, both families."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    return [_route(message, family, names) for family in families for message in netlink.get_routes(family=family)]
 
 
 def _route(message: Any, family: int, names: dict[int, str]) -> RouteFact:

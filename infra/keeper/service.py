@@ -1,5 +1,6 @@
 """The keeper's verbs and its watchdog."""
 
+import contextlib
 import secrets
 import threading
 import time
@@ -41,10 +42,13 @@ class Keeper:
             if name not in self._held.tokens:
                 control, at = self._line.reached(), int(time.time())
                 self._held.routes = self._line.wan_routes()
-                sent = self._line.facts().sent
-                self._held.tokens[name] = Token(job, attempt, secrets.token_hex(32), control, at, sent)
+                self._held.tokens[name] = Token(job, attempt, secrets.token_hex(32), control, at, -1)
                 self._state.save(self._held)
             self._line.down()
+            token = self._held.tokens[name]
+            if token.sent < 0:
+                token.sent = self._line.facts().sent
+                self._state.save(self._held)
             return self._proof(self._held.tokens[name])
 
     def prove(self, job: str, attempt: int) -> Message:
@@ -109,10 +113,8 @@ class Keeper:
 
     def _watch_with(self, netlink: IPRoute) -> None:
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 netlink.get()
-            except TimeoutError:
-                pass
             with self._lock:
                 self._look()
 
@@ -139,7 +141,7 @@ class Keeper:
     def _proof(self, token: Token) -> Message:
         after, other = self._line.probe(over_wan=True), self._line.probe(over_wan=False)
         facts = self._line.facts()
-        moved = ["cut-traffic"] if facts.sent > token.sent + 4096 else []
+        moved = ["cut-traffic"] if facts.sent != token.sent else []
         return {
             "control": token.control,
             "control_at": token.control_at,
