@@ -2,21 +2,19 @@
 it again."""
 
 import datetime as dt
-import hashlib
-import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from blocks.dcap import MAX_COLLATERAL
+from blocks.dcap import MAX_COLLATERAL, read_bundle
 from policies.attestation_limits import INTEL_ROOT
+from policies.chain import read_chain, root_digest
 from rapha.canonical import digest
 from rapha.errors import Refusal
 
@@ -41,7 +39,7 @@ def read_collateral(raw: bytes, root: bytes | None, at: int | None) -> Bundle:
         raise _refused("collateral-too-large", "the bundle is larger than any real one")
     pinned = INTEL_ROOT if root is None else digest(root)
     try:
-        bundle = json.loads(raw)
+        bundle = read_bundle(raw)
         info, identity = (_signed(bundle, name, pinned) for name in ("tcb_info", "qe_identity"))
         spans = [_span(info), _span(identity), *_revocation_spans(bundle, pinned)]
         found = Bundle(
@@ -50,14 +48,14 @@ def read_collateral(raw: bytes, root: bytes | None, at: int | None) -> Bundle:
             issued_at=max(start for start, _ in spans),
             expires_at=min(end for _, end in spans),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, x509.InvalidVersion, UnsupportedAlgorithm):
         raise _refused("collateral-malformed", "the bundle is not the PCS documents that it should be") from None
     if at is not None and not found.issued_at <= at < found.expires_at:
         raise _refused("collateral-stale", "the bundle is expired or not yet valid")
     return found
 
 
-def _signed(bundle: dict[str, Any], name: str, pinned: str) -> dict[str, Any]:
+def _signed(bundle: dict[str, str], name: str, pinned: str) -> dict[str, Any]:
     """A document whose exact text its issuer signed (PCS API: ECDSA over the UTF-8 text, raw r and s)."""
     text, signature = bundle[name].encode(), bytes.fromhex(bundle[f"{name}_signature"])
     chain = _chain(bundle[f"{name}_issuer_chain"], pinned)
@@ -73,20 +71,15 @@ def _signed(bundle: dict[str, Any], name: str, pinned: str) -> dict[str, Any]:
     return document
 
 
-def _chain(pem: str, pinned: str) -> list[x509.Certificate]:
+def _chain(pem: str, pinned: str) -> tuple[x509.Certificate, ...]:
     """Leaf first; each issued by the next, the last one is the pinned root."""
-    chain = x509.load_pem_x509_certificates(pem.encode())
-    if "sha256:" + hashlib.sha256(chain[-1].public_bytes(Encoding.DER)).hexdigest() != pinned:
+    chain = read_chain(pem.encode())
+    if root_digest(chain) != pinned:
         raise _refused("collateral-root", "the bundle's certificates do not lead to the pinned root")
-    for issued, issuer in itertools.pairwise(chain):
-        try:
-            issued.verify_directly_issued_by(issuer)
-        except (InvalidSignature, ValueError, TypeError):
-            raise _refused("collateral-signature", "a certificate of the bundle is not signed by the next") from None
     return chain
 
 
-def _revocation_spans(bundle: dict[str, Any], pinned: str) -> list[tuple[int, int]]:
+def _revocation_spans(bundle: dict[str, str], pinned: str) -> list[tuple[int, int]]:
     chain = _chain(bundle["pck_crl_issuer_chain"], pinned)
     spans = []
     for name, issuer in (("pck_crl", chain[0]), ("root_ca_crl", chain[-1])):

@@ -8,27 +8,43 @@ fault, as is any disagreement between its reading of the quote and ours.
 
 import hashlib
 import json
+import re
 from typing import Any
 
 import dcap_qvl
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from policies.attestation_evidence import QuoteFacts, TcbFacts
 from policies.attestation_limits import INTEL_ROOT, AttestationLimits
-from policies.quote import QuoteBody, QuoteFormatError, read_quote
+from policies.chain import read_chain, root_digest
+from policies.quote import QuoteBody, QuoteFormatError, certificate_chain, read_quote
 from rapha.canonical import digest
 
 MAX_COLLATERAL = 512 * 1024
+BUNDLE = {
+    "pck_crl_issuer_chain",
+    "root_ca_crl",
+    "pck_crl",
+    "tcb_info_issuer_chain",
+    "tcb_info",
+    "tcb_info_signature",
+    "qe_identity_issuer_chain",
+    "qe_identity",
+    "qe_identity_signature",
+}
+_HEX = re.compile("([0-9a-f]{2})*")
 
 # Parts of the library's messages, first match wins; a message that is not here is `quote-unverified`.
 _FAULTS = (
     ("debug", "quote-debug"),
+    ("revoked", "quote-revoked"),
     ("no matching tcb level", "quote-tcb-level"),
     ("tcb eval data number", "collateral-stale"),
     ("tcb status", "quote-status"),
     ("qe status", "quote-status"),
-    ("certrevoked", "quote-revoked"),
-    ("revoked", "quote-revoked"),
     ("unknownrevocationstatus", "quote-crl"),
+    ("crlexpired", "collateral-stale"),
     ("crl", "quote-crl"),
     ("signature is invalid for tcb_info", "collateral-signature"),
     ("signature is invalid for qe_identity", "collateral-signature"),
@@ -44,6 +60,7 @@ _FAULTS = (
     ("expired", "collateral-stale"),
     ("in the future", "collateral-stale"),
     ("not allowed by policy", "quote-flags"),
+    ("not in accepted types", "quote-flags"),
     ("certificate chain", "quote-chain"),
     ("certificate", "quote-chain"),
     ("unsupported quote version", "quote-version-unknown"),
@@ -96,15 +113,62 @@ def _verified(
     if len(collateral) > MAX_COLLATERAL:
         return "collateral-too-large", {}
     try:
+        document = read_bundle(collateral)
         parsed = dcap_qvl.QuoteCollateralV3.from_json(collateral.decode())
     except ValueError:
         return "collateral-malformed", {}
+    if fault := _chains_fault(quote, document, INTEL_ROOT if root is None else digest(root)):
+        return fault, {}
     try:
         claims = dcap_qvl.QuoteVerifier(root).verify_with_policy(quote, parsed, at, _policy(at, limits))
         value: dict[str, Any] = json.loads(claims.to_json())
     except ValueError as error:
         return _fault(str(error)), {}
     return "", value
+
+
+def read_bundle(raw: bytes) -> dict[str, str]:
+    """The fields of a collateral bundle, each in its one form: known names, text, lower-case hex. Raises `ValueError`."""
+    document = json.loads(raw)
+    if not isinstance(document, dict) or set(document) != BUNDLE or not all(isinstance(v, str) for v in document.values()):
+        raise ValueError("not a bundle")
+    if not all(_HEX.fullmatch(document[name]) for name in BUNDLE if name.endswith(("_crl", "_signature"))):
+        raise ValueError("not hex")
+    return document
+
+
+def _chains_fault(quote: bytes, bundle: dict[str, str], root: str) -> str:
+    """Every chain ends in the pinned root, each in its one form, and nothing in the quote's own chain is revoked."""
+    try:
+        chain = read_chain(certificate_chain(quote))
+    except ValueError:
+        return "quote-chain"
+    if root_digest(chain) != root:
+        return "quote-chain"
+    try:
+        others = [read_chain(text.encode()) for name, text in bundle.items() if name.endswith("_chain")]
+    except ValueError:
+        return "collateral-malformed"
+    if any(root_digest(other) != root for other in others):
+        return "collateral-root"
+    return _revocation_fault(chain, bundle)
+
+
+def _revocation_fault(chain: tuple[x509.Certificate, ...], bundle: dict[str, str]) -> str:
+    """The library answers a revoked certificate and a broken chain alike; this tells them apart beforehand."""
+    for issued, issuer, name in zip(chain, chain[1:], ("pck_crl", "root_ca_crl"), strict=False):
+        try:
+            found = x509.load_der_x509_crl(bytes.fromhex(bundle[name]))
+            ours = found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+        except UnsupportedAlgorithm:
+            return "quote-chain"
+        except (ValueError, TypeError, x509.InvalidVersion):
+            return "quote-crl"
+        if not ours:
+            return "quote-crl"
+        if found.get_revoked_certificate_by_serial_number(issued.serial_number) is not None:
+            return "quote-revoked"
+    return ""
 
 
 def _policy(at: int, limits: AttestationLimits) -> Any:

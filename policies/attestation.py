@@ -7,285 +7,11 @@ enrolled key, over the required PCRs, binds that quote; the machine is enrolled 
 The TEE's word is never alone: a forged quote (WireTap, TEE.fail) still has to come from an enrolled machine and its TPM.
 """
 
-from collections.abc import Collection
-
-from policies.attestation_evidence import (
-    QUOTE_FAULTS,
-    TPM_FAULTS,
-    AttestationEvidence,
-    SamePlatform,
-    report_data,
-    same_platform,
-)
-from policies.attestation_limits import INTEL_ROOT, AttestationLimits
-from policies.gate import Check, Gate, check, check_each, limits_json
-
-Checks = tuple[Check[AttestationEvidence], ...]
-
-
-@check_each("quote", QUOTE_FAULTS)
-def quote_verifies(e: AttestationEvidence) -> Collection[str]:
-    return () if e.quote.fault == "" and e.quote.body is not None and e.quote.tcb is not None else (e.quote.fault,)
-
-
-@check("quote-tee-type", "node", "The quote is of a TEE type or version that the policy does not allow.", "Use an allowed TEE.")
-def tee_type(e: AttestationEvidence) -> object:
-    body = e.quote.body
-    return body is not None and body.tee in e.limits.tee_types and body.version in e.limits.quote_versions
-
-
-@check(
-    "quote-trailing-bytes", "node", "Bytes follow the quote's end.", "Send the quote alone, or allow zero padding in the policy."
-)
-def canonical_length(e: AttestationEvidence) -> object:
-    body = e.quote.body
-    if body is None:
-        return False
-    over = e.quote.given - body.length
-    return over == 0 or (0 < over <= e.limits.max_zero_padding and e.quote.padding == "zero")
-
-
-@check("root-not-pinned", "node", "The quote was verified under another root than the policy pins.", "Use the pinned root.")
-def root_pinned(e: AttestationEvidence) -> object:
-    return e.quote.root == e.limits.root
-
-
-@check(
-    "root-development",
-    "node",
-    "A production node was shown a root that is not Intel's.",
-    "Pin Intel's root; never a development one.",
-)
-def root_real(e: AttestationEvidence) -> object:
-    return e.mode == "development" or e.quote.root == e.limits.root == INTEL_ROOT
-
-
-@check("enclave-debug", "node", "The enclave or TD can be debugged.", "Start the production build.")
-def not_debug(e: AttestationEvidence) -> object:
-    body = e.quote.body
-    if body is None:
-        return False
-    first = bytes.fromhex(body.attributes)[0]
-    return first & 0x02 == 0 if body.tee == "sgx" else first == 0
-
-
-@check(
-    "enclave-attributes",
-    "node",
-    "The enclave's attributes are not those of the policy.",
-    "Build it with the attributes that the policy names.",
-)
-def attributes(e: AttestationEvidence) -> object:
-    body = e.quote.body
-    if body is None or body.misc_select != 0:
-        return False
-    rule = e.limits.sgx_attributes if body.tee == "sgx" else e.limits.tdx_attributes
-    mask, given = int(rule.mask, 16), int(body.attributes, 16)
-    return len(body.attributes) == len(rule.mask) and given & mask == int(rule.value, 16) & mask
-
-
-@check(
-    "enclave-measurement",
-    "node",
-    "The enclave's measurement is not one that the policy names.",
-    "Run a listed build, or list this one.",
-)
-def measurement(e: AttestationEvidence) -> object:
-    body = e.quote.body
-    if body is None or (body.tee == "tdx" and body.runtime not in e.limits.runtime):
-        return False
-    named = body.measurement in e.limits.measurements
-    return named or (not e.limits.measurements and bool(e.limits.signers) and body.tee == "sgx")
-
-
-@check(
-    "enclave-signer",
-    "node",
-    "The enclave's signer, product or security version is not allowed.",
-    "Run a build of at least the lowest version.",
-)
-def signer(e: AttestationEvidence) -> object:
-    body = e.quote.body
-    if body is None:
-        return False
-    if body.tee == "tdx" or not e.limits.signers:
-        return bool(e.limits.measurements)
-    return any(
-        body.signer == s.mrsigner and body.isv_prod_id == s.isv_prod_id and body.isv_svn >= s.min_isv_svn
-        for s in e.limits.signers
-    )
-
-
-@check(
-    "enclave-config",
-    "node",
-    "The enclave's or TD's configuration is not one that the policy names.",
-    "Start it with a listed configuration.",
-)
-def configuration(e: AttestationEvidence) -> object:
-    body = e.quote.body
-    if body is None or set(body.seam) - {"0"}:
-        return False
-    return set(body.config) == {"0"} or body.config in e.limits.configs
-
-
-@check(
-    "tcb-status",
-    "node",
-    "The platform's TCB status is not UpToDate and no exception names it.",
-    "Update it, or name status and advisories.",
-)
-def tcb_status(e: AttestationEvidence) -> object:
-    tcb = e.quote.tcb
-    return tcb is not None and (tcb.status == "UpToDate" or e.limits.exception_for(tcb.status, tcb.advisories))
-
-
-@check("tcb-qe-status", "node", "The quoting enclave is not up to date and no exception names it.", "Update the quoting enclave.")
-def qe_status(e: AttestationEvidence) -> object:
-    tcb = e.quote.tcb
-    return tcb is not None and (tcb.qe_status == "UpToDate" or e.limits.exception_for(tcb.qe_status, tcb.qe_advisories))
-
-
-@check("collateral-old", "node", "The collateral's evaluation data number is below the policy's.", "Import newer collateral.")
-def collateral_number(e: AttestationEvidence) -> object:
-    tcb = e.quote.tcb
-    return tcb is not None and min(tcb.number, tcb.qe_number) >= e.limits.min_tcb_eval_data_number
-
-
-@check(
-    "collateral-window", "node", "The time is outside the collateral's validity.", "Set the clock right; import fresh collateral."
-)
-def collateral_window(e: AttestationEvidence) -> object:
-    tcb = e.quote.tcb
-    at = e.at if e.asking is None else e.asking.trusted_at
-    return tcb is not None and tcb.issued_at <= at < tcb.expires_at
-
-
-@check(
-    "platform-kind",
-    "node",
-    "The platform's kind or settings are not those of the policy.",
-    "Reconfigure it, or allow this in the policy.",
-)
-def platform_kind(e: AttestationEvidence) -> object:
-    tcb, limits = e.quote.tcb, e.limits
-    if tcb is None or tcb.sgx_type not in limits.sgx_types:
-        return False
-    flags = (
-        (tcb.dynamic_platform, limits.allow_dynamic_platform),
-        (tcb.cached_keys, limits.allow_cached_keys),
-        (tcb.smt, limits.allow_smt),
-    )
-    # "Undefined": a single-package platform's certificate does not carry the flag (PCK certificate profile,
-    # 1.2.840.113741.1.13.1.7).
-    return all(flag == "False" or (flag == "Undefined" and tcb.sgx_type == 0) or allowed for flag, allowed in flags)
-
-
-@check(
-    "report-data-zero",
-    "node",
-    "The quote's report data is empty: it binds nothing.",
-    "Have the attester bind the gate's own challenge.",
-)
-def report_data_there(e: AttestationEvidence) -> object:
-    return e.quote.body is not None and bool(set(e.quote.body.report_data) - {"0"})
-
-
-@check(
-    "report-data-mismatch", "node", "The quote's report data is not the one expected.", "Ask again; a stored quote cannot pass."
-)
-def report_data_equal(e: AttestationEvidence) -> object:
-    return e.quote.body is not None and len(e.report_data) == 128 and e.quote.body.report_data == e.report_data
-
-
-@check_each("tpm", TPM_FAULTS)
-def tpm_verifies(e: AttestationEvidence) -> Collection[str]:
-    if e.tpm is None:
-        return ("tpm-missing",)
-    return (e.tpm.fault,) if e.tpm.fault else ()
-
-
-@check(
-    "tpm-nonce", "node", "The TPM quote is not about this DCAP quote.", "Have the attester quote the digest of the DCAP quote."
-)
-def tpm_nonce_equal(e: AttestationEvidence) -> object:
-    return e.tpm is not None and len(e.tpm.expected) == 64 and e.tpm.extra == e.tpm.expected
-
-
-@check("tpm-signer", "node", "The TPM quote names another key than the enrolled one.", "Enrol the machine's key again.")
-def tpm_signer(e: AttestationEvidence) -> object:
-    return e.tpm is not None and e.platform is not None and e.tpm.signer == e.platform.signer and e.tpm.ak == e.platform.ak
-
-
-@check(
-    "tpm-pcr-selection",
-    "node",
-    "The TPM quote does not cover exactly the required PCRs.",
-    "Quote the PCRs that the policy names.",
-)
-def pcr_selection(e: AttestationEvidence) -> object:
-    wanted = tuple(sorted(set(e.limits.required_pcrs)))
-    return e.tpm is not None and e.tpm.selection == ((0x000B, wanted),) and tuple(i for i, _ in e.tpm.pcrs) == wanted
-
-
-@check("tpm-pcr-digest", "node", "The PCR values do not hash to the quoted digest.", "Read and quote the PCRs in one step.")
-def pcr_digest_equal(e: AttestationEvidence) -> object:
-    return e.tpm is not None and e.tpm.pcrs_hash is True
-
-
-@check(
-    "tpm-pcr-values",
-    "node",
-    "A PCR holds another value than the enrolled one.",
-    "Something in the boot changed: examine it, then enrol again.",
-)
-def pcr_values(e: AttestationEvidence) -> object:
-    if e.tpm is None or e.platform is None or not e.tpm.pcrs:
-        return False
-    enrolled, named = dict(e.platform.pcrs), e.limits.pcr_values
-    return all(enrolled.get(index) == value and named.get(str(index), value) == value for index, value in e.tpm.pcrs)
-
-
-@check(
-    "tpm-clock-unsafe",
-    "node",
-    "The TPM's clock may have run before (safe = 0).",
-    "Shut the machine down in order, or set the TPM's clock.",
-)
-def clock_safe(e: AttestationEvidence) -> object:
-    return e.tpm is not None and e.tpm.safe is True
-
-
-@check(
-    "platform-not-enrolled",
-    "node",
-    "This machine's enrolment record is not one that the policy lists.",
-    "Enrol it: rapha node enrol.",
-)
-def enrolled(e: AttestationEvidence) -> object:
-    return e.platform is not None and e.platform.digest in e.limits.platforms
-
-
-@check("platform-expired", "node", "The machine's enrolment has expired.", "Enrol it again: rapha node enrol.")
-def enrolment_current(e: AttestationEvidence) -> object:
-    at = e.at if e.asking is None else e.asking.trusted_at
-    return e.platform is not None and at < e.platform.expires_at
-
-
-@check(
-    "platform-development",
-    "node",
-    "A development enrolment, or a key without its EK, is used in production.",
-    "Enrol the real TPM.",
-)
-def enrolment_real(e: AttestationEvidence) -> object:
-    return e.platform is not None and (e.mode == "development" or (e.platform.mode == "production" and e.platform.bound is True))
-
-
-@check("platform-other", "node", "The quote comes from another machine than the enrolled one.", "Attest on the enrolled machine.")
-def same_cpu(e: AttestationEvidence) -> object:
-    tcb, platform = e.quote.tcb, e.platform
-    return tcb is not None and platform is not None and (tcb.ppid, tcb.fmspc) == (platform.ppid, platform.fmspc)
+from policies.attestation_evidence import AttestationEvidence, SamePlatform, report_data, same_platform
+from policies.attestation_limits import AttestationLimits
+from policies.attestation_machine import TPM_CHECKS, tpm_unread
+from policies.attestation_quote import QUOTE_CHECKS, REPORT_CHECKS, Checks, unverified
+from policies.gate import Gate, check, limits_json
 
 
 @check(
@@ -333,7 +59,9 @@ def clock_forward(e: AttestationEvidence) -> object:
     "Examine the TPM; enrol again only if it was cleared.",
 )
 def tpm_forward(e: AttestationEvidence) -> object:
-    if e.tpm is None or e.last is None:
+    if e.tpm is None or tpm_unread(e):
+        return True
+    if e.last is None:
         return False
     now, then = (e.tpm.reset_count, e.tpm.restart_count), (e.last.reset_count, e.last.restart_count)
     return now >= then and e.tpm.clock >= e.last.clock
@@ -344,7 +72,9 @@ def tpm_forward(e: AttestationEvidence) -> object:
 )
 def collateral_forward(e: AttestationEvidence) -> object:
     tcb = e.quote.tcb
-    return tcb is not None and e.last is not None and min(tcb.number, tcb.qe_number) >= e.last.number
+    if tcb is None:
+        return unverified(e)
+    return e.last is not None and min(tcb.number, tcb.qe_number) >= e.last.number
 
 
 @check(
@@ -355,43 +85,14 @@ def collateral_forward(e: AttestationEvidence) -> object:
 )
 def unchanged(e: AttestationEvidence) -> object:
     now = same_platform(e)
-    if e.first is None or now is None or e.first.nonce == now.nonce:
+    if now is None:
+        return unverified(e) or tpm_unread(e)
+    if e.first is None or e.first.nonce == now.nonce:
         return False
     names = [name for name in SamePlatform.__dataclass_fields__ if name != "nonce"]
     return all(getattr(e.first, name) == getattr(now, name) for name in names)
 
 
-QUOTE_CHECKS: Checks = (
-    quote_verifies,
-    tee_type,
-    canonical_length,
-    root_pinned,
-    root_real,
-    not_debug,
-    attributes,
-    measurement,
-    signer,
-    configuration,
-    tcb_status,
-    qe_status,
-    collateral_number,
-    collateral_window,
-    platform_kind,
-)
-REPORT_CHECKS: Checks = (report_data_there, report_data_equal)
-TPM_CHECKS: Checks = (
-    tpm_verifies,
-    tpm_nonce_equal,
-    tpm_signer,
-    pcr_selection,
-    pcr_digest_equal,
-    pcr_values,
-    clock_safe,
-    enrolled,
-    enrolment_current,
-    enrolment_real,
-    same_cpu,
-)
 ONLINE_CHECKS: Checks = (
     binding_whole,
     nonce_once,

@@ -185,6 +185,7 @@ QUOTE_FAULTS: Mapping[str, Reason] = {
         ("collateral-missing", "There is no collateral.", "Import a collateral bundle: rapha attest collateral import."),
         ("collateral-too-large", "The collateral is larger than any real one.", "Import a collateral bundle."),
         ("collateral-malformed", "The collateral cannot be read.", "Import a collateral bundle."),
+        ("collateral-root", "The collateral's certificates do not lead to the pinned root.", "Import its collateral."),
         ("collateral-signature", "The collateral's signature does not verify.", "Import a collateral bundle from Intel."),
         ("collateral-stale", "The collateral is expired, not yet valid or too old at this time.", "Import fresh collateral."),
     )

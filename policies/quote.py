@@ -13,6 +13,8 @@ from rapha.canonical import digest
 MAX_QUOTE = 64 * 1024
 HEADER = 48
 SGX_BODY, TD10_BODY, TD15_BODY = 384, 584, 648
+QE_REPORT = 6  # certification data of versions 4 and 5: the quoting enclave's report, and within it
+PCK_CHAIN = 5  # certification data: the chain itself, leaf first
 SGX, TDX = 0x00000000, 0x00000081
 TEE_NAMES = {SGX: "sgx", TDX: "tdx"}
 _BODY_TYPES = {1: (SGX, SGX_BODY), 2: (TDX, TD10_BODY), 3: (TDX, TD15_BODY)}
@@ -56,13 +58,20 @@ def read_quote(raw: bytes) -> QuoteBody:
         tee, start, size = _shape(raw, version, tee)
         (signed,) = struct.unpack_from("<I", raw, start + size)
         length = start + size + 4 + signed
-        ends = _signature_end(raw, version, start + size + 4)
+        ends, kind, _ = _signature_parts(raw, version, start + size + 4)
     except struct.error:
         raise QuoteFormatError("quote-malformed") from None
     body = raw[start : start + size]
-    if not length == ends <= len(raw):
+    if not length == ends <= len(raw) or kind != PCK_CHAIN:
         raise QuoteFormatError("quote-malformed")
     return _sgx(version, length, body) if tee == SGX else _td(version, length, body)
+
+
+def certificate_chain(raw: bytes) -> bytes:
+    """The PEM text of the PCK certificate chain inside a quote that `read_quote` accepts."""
+    version, _, tee = struct.unpack_from("<HHI", raw)
+    _, start, size = _shape(raw, version, tee)
+    return _signature_parts(raw, version, start + size + 4)[2]
 
 
 def canonical_quote(raw: bytes) -> bytes:
@@ -93,25 +102,25 @@ def _shape(raw: bytes, version: int, tee: int) -> tuple[int, int, int]:
     raise QuoteFormatError("quote-version-unknown")
 
 
-def _signature_end(raw: bytes, version: int, at: int) -> int:
-    """Where the signature data's own parts end: no slack between them and the length that the quote states."""
+def _signature_parts(raw: bytes, version: int, at: int) -> tuple[int, int, bytes]:
+    """(where the signature data's own parts end, the certification data's type, that data): no slack is left between them."""
     at += 64 + 64  # the report's signature and the attestation key
     if version == 3:
-        return _certified_end(raw, at)
-    size = int.from_bytes(raw[at + 2 : at + 6], "little")
-    end = at + 6 + size
-    if _certified_end(raw, at + 6) != end:
+        return _certified(raw, at)
+    outer, size = struct.unpack_from("<HI", raw, at)
+    end, kind, data = _certified(raw, at + 6)
+    if outer != QE_REPORT or end != at + 6 + size:
         raise QuoteFormatError("quote-malformed")
-    return end
+    return end, kind, data
 
 
-def _certified_end(raw: bytes, at: int) -> int:
-    """End of: the quoting enclave's report and its signature, authentication data, certification data."""
+def _certified(raw: bytes, at: int) -> tuple[int, int, bytes]:
+    """The quoting enclave's report and its signature, authentication data, then certification data."""
     at += SGX_BODY + 64
     (size,) = struct.unpack_from("<H", raw, at)
     at += 2 + size
-    (size,) = struct.unpack_from("<I", raw, at + 2)
-    return int(at + 6 + size)
+    kind, size = struct.unpack_from("<HI", raw, at)
+    return at + 6 + size, kind, raw[at + 6 : at + 6 + size]
 
 
 def _sgx(version: int, length: int, body: bytes) -> QuoteBody:

@@ -26,8 +26,6 @@ from rapha.console.app import AsJson, Result
 from rapha.errors import ConfigurationError, Refusal
 from tasks.shared.enrol import enrol
 
-File = Annotated[Path, Parameter(negative=())]
-
 
 def register(app: cyclopts.App) -> None:
     """Adds `attest` and `node` to the console."""
@@ -44,13 +42,13 @@ def register(app: cyclopts.App) -> None:
 
 def verify(
     *,
-    quote: Path,
-    collateral: Path,
-    policy: Path,
-    at: str,
-    root: Path | None = None,
-    report_data: str | None = None,
-    tpm: Path | None = None,
+    quote: Annotated[Path, Parameter(help="The quote's bytes.")],
+    collateral: Annotated[Path, Parameter(help="The collateral bundle, JSON.")],
+    policy: Annotated[Path, Parameter(help="The limits to judge by, JSON.")],
+    at: Annotated[str, Parameter(help="The time to judge at, RFC 3339.")],
+    root: Annotated[Path | None, Parameter(help="The root certificate, DER; its digest must be the policy's.")] = None,
+    report_data: Annotated[str | None, Parameter(help="What the quote must carry: 128 hex digits.")] = None,
+    tpm: Annotated[Path | None, Parameter(help="A folder with the TPM's evidence.")] = None,
     as_json: AsJson = False,
 ) -> Result:
     """Decide on a DCAP quote (and a TPM quote) from files alone, at a given time.
@@ -58,29 +56,21 @@ def verify(
     The policy is a JSON object. Everything in it may be left out; what is left out takes the strict default shown, under which
     no enclave and no machine is named, so nothing passes:
 
-    {"root": "sha256:<digest of the root's DER; default Intel's>", "tee_types": ["sgx"], "quote_versions": [3],
-    "measurements": ["<MRENCLAVE or MRTD, hex>"], "runtime": [["<RTMR0>", "<1>", "<2>", "<3>"]],
-    "signers": [{"mrsigner": "<hex>", "isv_prod_id": 0, "min_isv_svn": 1}],
+    {"root": "sha256:DIGEST of the root certificate; default Intel's", "tee_types": ["sgx"], "quote_versions": [3],
+    "measurements": ["MRENCLAVE or MRTD in hex"], "runtime": [["RTMR0", "RTMR1", "RTMR2", "RTMR3"]],
+    "signers": [{"mrsigner": "64 hex digits", "isv_prod_id": 0, "min_isv_svn": 1}],
     "tcb_exceptions": [{"status": "SWHardeningNeeded", "advisories": ["INTEL-SA-00615"]}],
     "min_tcb_eval_data_number": 17, "max_zero_padding": 0, "configs": [], "sgx_types": [0],
     "allow_dynamic_platform": false, "allow_cached_keys": false, "allow_smt": false,
-    "sgx_attributes": {"mask": "<32 hex>", "value": "<32 hex>"}, "tdx_attributes": {"mask": "<16 hex>", "value": "<16 hex>"},
-    "required_pcrs": [0, 1, 2, 3, 4, 5, 6, 7], "pcr_values": {"7": "<64 hex>"}, "platforms": ["sha256:<enrolment record>"]}
+
+    "sgx_attributes": {"mask": "32 hex digits", "value": "..."}, "tdx_attributes": {"mask": "16 hex digits", "value": "..."},
+    "required_pcrs": [0, 1, 2, 3, 4, 5, 6, 7], "pcr_values": {"7": "64 hex digits"},
+    "platforms": ["sha256:DIGEST of an enrolment record"]}
 
     Without --report-data nothing is said about what the quote binds; without --tpm nothing about the TPM and the machine: the
     answer lists both under `not_checked`. DIR of --tpm holds attest, signature, pcrs.json, platform.json and, if sent, ak.pem.
 
     Example: `rapha attest verify --quote quote.bin --collateral collateral.json --policy policy.json --at 2025-06-25T00:00:00Z`
-
-    Parameters
-    ----------
-    quote: The quote's bytes.
-    collateral: The collateral bundle, JSON.
-    policy: The limits to judge by, JSON.
-    at: The time to judge at, RFC 3339.
-    root: The root certificate, DER; its digest must be the policy's. Default: Intel's.
-    report_data: The 64 bytes that the quote must carry, 128 hex digits.
-    tpm: A folder with the TPM's evidence.
     """
     limits = read_limits(_object(policy, "policy"))
     raw = _bounded(quote, MAX_QUOTE + 4096)
