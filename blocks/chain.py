@@ -129,10 +129,10 @@ class Chain:
         with _asking():
             return int(self.web3.eth.chain_id)
 
-    def code_digest(self, address: str | None = None) -> str:
-        """Digest of the code at an address (default: the vault); "" where there is none."""
+    def code_digest(self, block: int | None = None) -> str:
+        """Digest of the vault's code after `block` (default: the newest); "" where there is none."""
         with _asking():
-            code = bytes(self.web3.eth.get_code(to_checksum_address(address or self.vault)))
+            code = bytes(self.web3.eth.get_code(to_checksum_address(self.vault), "latest" if block is None else block))
         return digest(code) if code else ""
 
     def final(self) -> Final:

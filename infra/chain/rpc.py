@@ -14,6 +14,7 @@ from eth_tester.exceptions import BlockNotFound, TransactionFailed, TransactionN
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 from eth_utils.exceptions import ValidationError as EthValidationError
+from rlp.exceptions import RLPException
 
 from infra.chain.accounts import CHAIN_ID
 from infra.chain.evm import GAS_LIMIT, Evm
@@ -46,7 +47,7 @@ class Rpc:
                 return handler(*params)
             except (BlockNotFound, TransactionNotFound):
                 return None
-            except (ValidationError, EthValidationError, TransactionFailed, PyEVMError) as error:
+            except (ValidationError, EthValidationError, TransactionFailed, PyEVMError, RLPException) as error:
                 raise RpcError(-32000, _refused(error)) from None
             except (TypeError, ValueError, KeyError) as error:
                 raise RpcError(-32602, f"invalid parameters ({type(error).__name__})") from None

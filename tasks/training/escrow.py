@@ -24,7 +24,7 @@ def escrow(
     Raises `PeerError` (escrow-not-final, chain-…) to be tried again, `Refusal` for a rule's no.
     """
     gate = escrow_gate(limits)
-    asked, facts = _asked(declaration), _read(chain, declaration, node, limits)
+    asked, facts = _asked(declaration), _read(chain, declaration, node)
 
     def evidence(claimed_by: str) -> EscrowEvidence:
         return EscrowEvidence(**attempt.facts(previous.subject), asked=asked, **facts, claimed_by=claimed_by, limits=limits)
@@ -76,10 +76,12 @@ def _asked(declaration: Declaration) -> Asked:
     )
 
 
-def _read(chain: Chain, declaration: Declaration, node: str, limits: EscrowLimits) -> dict[str, Any]:
+def _read(chain: Chain, declaration: Declaration, node: str) -> dict[str, Any]:
     """The facts that come from the chain and from this node's configuration."""
-    seen, code = chain.seen_chain_id(), chain.code_digest()
     at, held = chain.final(), None
+    seen, code = chain.seen_chain_id(), chain.code_digest(at.number)
+    if not code and chain.code_digest():
+        raise PeerError("escrow-not-final", "the vault itself is not final yet", peer="chain")
     if code and seen == chain.chain_id:
         held = _final_escrow(chain, declaration.budget.escrow, at)
     return {

@@ -81,7 +81,7 @@ def settle(
             raise PeerError("settle-not-final", "the settlement is not final yet", peer="chain")
         held = chain.escrow(claim.escrow)
         if held.status == "open":
-            sender.push(partial(_call, attempt, chain, claim, held, attestors, receipt))
+            _push(sender, chain, claim, partial(_call, attempt, chain, claim, held, attestors, receipt))
         time.sleep(patience.poll)
     return done
 
@@ -108,6 +108,15 @@ def refund(attempt: Attempt, escrow_id: str, chain: Chain, patience: Patience = 
     if not _recorded(attempt, REFUNDED, escrow_id):
         attempt.record(REFUNDED, escrow=escrow_id, amount=held.deposit)
     return held.deposit
+
+
+def _push(sender: "_Sender", chain: Chain, claim: Claim, call: Callable[[], Any]) -> None:
+    try:
+        sender.push(call)
+    except Refusal:
+        if chain.escrow(claim.escrow).status == "open":
+            raise
+        # Another sender was first: attestor and vault say no to us now, and the next look says whether it was for this receipt.
 
 
 def _settled(attempt: Attempt, chain: Chain, claim: Claim, sender: "_Sender") -> Settlement | None:
