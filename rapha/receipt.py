@@ -165,10 +165,10 @@ def verify_receipt(
 
     1 the file is canonical JSON and one newline, an envelope with exactly its fields (receipt-malformed); 2 the payload type is
     in-toto's (receipt-type); 3 there is one signature, by `key` and no other (receipt-key); 4 it verifies over the payload
-    (receipt-signature); 5 the payload is a statement in canonical JSON, of this predicate type (receipt-statement); 6 its subjects
-    are exactly the released files and the sealed result (receipt-subjects); 7 its predicate has exactly its fields, each of its
-    kind (receipt-predicate); 8 each required gate is there once, in order (receipt-gates); 9 job, chain and vault are those asked
-    for (receipt-other-job, -chain, -vault).
+    (receipt-signature); 5 the payload is a statement in canonical JSON, of this predicate type (receipt-statement); 6 its
+    subjects are exactly the released files and the sealed result (receipt-subjects); 7 its predicate has exactly its fields,
+    each of its kind (receipt-predicate); 8 each required gate is there once, in order (receipt-gates); 9 job, chain and vault
+    are those asked for (receipt-other-job, -chain, -vault).
     """
     envelope = _envelope(raw)  # 1
     if envelope["payloadType"] != PAYLOAD_TYPE:  # 2

@@ -16,7 +16,7 @@ from tasks.guarding.tensors import Broken, Tensor, compare, parse_weights, round
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """`facts`: the keyword arguments of `OutputEvidence` beyond the attempt's; `files`: name -> bytes, empty unless all is well."""
+    """`facts`: the keyword arguments of `OutputEvidence` beyond the attempt's; `files`: name -> bytes, or empty."""
 
     facts: dict[str, Any]
     files: dict[str, bytes]
