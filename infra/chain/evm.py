@@ -103,7 +103,7 @@ class Evm:
             return ""
         sent = ""
         try:
-            sent = self.tester.send_raw_transaction("0x" + line["raw"])
+            sent = str(self.tester.send_raw_transaction("0x" + line["raw"]))
         finally:
             if not sent:  # refused: the block that was begun for it is forgotten
                 self.backend.chain.header = self.backend.chain.create_header_from_parent(self.backend.head)

@@ -14,7 +14,7 @@ from eth_tester.exceptions import BlockNotFound, TransactionFailed, TransactionN
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 from eth_utils.exceptions import ValidationError as EthValidationError
-from rlp.exceptions import RLPException
+from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 
 from infra.chain.accounts import CHAIN_ID
 from infra.chain.evm import GAS_LIMIT, Evm

@@ -1,4 +1,4 @@
-"""Attacks on the money, on a real chain (anvil; the vault's scenario runs on ours too). Balances are looked at, not answers alone."""
+"""Attacks on the money, on a real chain (anvil; the vault's scenario runs on ours too). Balances are read, not answers alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
