@@ -4,9 +4,11 @@ import base64
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 SHORTEST = 6  # a shorter pattern occurs by chance in a file of weights
 _WINDOW = 6
+Windows = npt.NDArray[np.uint64]
 
 
 def forms(pattern: bytes) -> set[bytes]:
@@ -54,14 +56,20 @@ def _number(window: bytes) -> int:
     return int.from_bytes(window, "little")
 
 
-def _windows_among(place: bytes, starts: np.ndarray[tuple[int], np.dtype[np.uint64]], step: int = 1 << 20) -> set[int]:
+def _windows_among(place: bytes, starts: Windows, step: int = 1 << 20) -> set[int]:
+    """Which of `starts` occur as windows: by a table of their first three bytes, then exactly where that says perhaps."""
+    table = np.zeros(1 << 24, dtype=np.bool_)
+    table[(starts & np.uint64(0xFFFFFF)).astype(np.uint32)] = True
     seen: set[int] = set()
     for at in range(0, len(place), step):
-        block = np.frombuffer(place[at : at + step + _WINDOW - 1], dtype=np.uint8).astype(np.uint64)
-        if block.size < _WINDOW:
+        block = np.frombuffer(place[at : at + step + _WINDOW - 1], dtype=np.uint8)
+        count = block.size - _WINDOW + 1
+        if count < 1:
             continue
-        windows = block[: block.size - _WINDOW + 1].copy()
-        for n in range(1, _WINDOW):
-            windows |= block[n : block.size - _WINDOW + 1 + n] << np.uint64(8 * n)
+        wide = block.astype(np.uint32)
+        perhaps = np.flatnonzero(table[wide[:count] | wide[1 : count + 1] << 8 | wide[2 : count + 2] << 16])
+        windows = np.zeros(perhaps.size, dtype=np.uint64)
+        for n in range(_WINDOW):
+            windows |= block[perhaps + n].astype(np.uint64) << np.uint64(8 * n)
         seen |= {int(number) for number in windows[np.isin(windows, starts)]}
     return seen
