@@ -1,10 +1,14 @@
 """The attestor: another party with another key, who checks a receipt and signs for the vault. The node cannot sign for it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import requests
+from eth_account import Account
+from eth_account.messages import encode_typed_data
+from eth_keys.exceptions import BadSignature
 
 from rapha.canonical import is_digest, parse
 from rapha.errors import PeerError, Refusal
@@ -36,24 +40,30 @@ class Attestors:
     def __init__(self, *urls: str, threshold: int = 1, timeout: float = 60.0) -> None:
         self.urls, self.threshold, self.timeout = urls, threshold, timeout
 
-    def attest(self, receipt: bytes, *, expiry: int) -> list[Signed]:
-        """Signatures of `threshold` attestors over one claim, in ascending order of the signers' addresses.
+    def attest(self, receipt: bytes, *, expiry: int, accept: Callable[[Signed], bool]) -> list[Signed]:
+        """Signatures of `threshold` attestors, in ascending order of the signers' addresses; what `accept` denies does not count.
 
-        `expiry` (seconds) is when the signatures end; all must carry the same. Raises the `Refusal` of an attestor that says no,
-        `PeerError` attestor-too-few when not enough answer.
+        `expiry` (seconds) is when the signatures end. When too few sign: `PeerError` if those who failed would be enough, else
+        the `Refusal` of those who said no.
         """
         signed: dict[str, Signed] = {}
-        failure: PeerError | None = None
+        failed: list[PeerError] = []
+        said_no: list[Refusal] = []
         for url in self.urls:
             try:
                 one = self._ask(url, receipt, expiry)
+                if one.expiry != expiry or not accept(one):
+                    raise PeerError("attestor-other-claim", "an attestor signed for something else", peer="attestor")
+                signed[one.signer] = one
             except PeerError as error:
-                failure = error
-                continue
-            signed[one.signer] = one
+                failed.append(error)
+            except Refusal as refusal:
+                said_no.append(refusal)
             if len(signed) == self.threshold:
-                return _agreed(list(signed.values()))
-        raise failure or PeerError("attestor-too-few", "fewer attestors signed than the deposit asks for", peer="attestor")
+                return sorted(signed.values(), key=lambda one: int(one.signer, 16))
+        if said_no and len(signed) + len(failed) < self.threshold:
+            raise said_no[0]
+        raise failed[0] if failed else PeerError("attestor-too-few", "fewer attestors than must sign", peer="attestor")
 
     def _ask(self, url: str, receipt: bytes, expiry: int) -> Signed:
         try:
@@ -102,7 +112,9 @@ def _raise(status: int, body: dict[str, Any]) -> None:
     raise PeerError(str(code), "an attestor failed", peer="attestor")
 
 
-def _agreed(signed: list[Signed]) -> list[Signed]:
-    if len({(one.claim, one.expiry) for one in signed}) != 1:
-        raise Refusal(["attestors-disagree"], "the attestors signed for different claims", gate="attestor")
-    return sorted(signed, key=lambda one: int(one.signer, 16))
+def signer_of(document: dict[str, Any], signature: bytes) -> str:
+    """The address that signed an EIP-712 document; "" when nobody did."""
+    try:
+        return str(Account.recover_message(encode_typed_data(full_message=document), signature=signature)).lower()
+    except (BadSignature, ValueError, TypeError):
+        return ""

@@ -52,10 +52,10 @@ class Rpc:
             except (TypeError, ValueError, KeyError) as error:
                 raise RpcError(-32602, f"invalid parameters ({type(error).__name__})") from None
 
-    def tick(self, depth: int) -> None:
-        """An empty block, unless `depth` of them have followed the last transaction."""
+    def tick(self, depth: int, idle: float) -> None:
+        """An empty block, until `depth` of them have followed the last transaction; after that one each `idle` seconds."""
         with self.lock:
-            if self.since < depth:
+            if self.since < depth or self.evm.now - self.evm.backend.head.timestamp >= idle:
                 self.evm.mine()
                 self.since += 1
 

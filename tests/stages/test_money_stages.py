@@ -331,7 +331,7 @@ def test_the_attestor_signs_one_receipt_a_job_and_only_what_verifies(anvil_town:
 
     def ask(url: str, raw: bytes) -> tuple[str, ...]:
         try:
-            Attestors(url).attest(raw, expiry=expiry)
+            Attestors(url).attest(raw, expiry=expiry, accept=lambda one: True)
         except Refusal as refusal:
             return refusal.codes
         return ()
@@ -355,6 +355,37 @@ def test_the_attestor_signs_one_receipt_a_job_and_only_what_verifies(anvil_town:
         timer.start()
         assert ask(url, one) == ()
         timer.join()
+
+
+def test_I06_two_of_three_attestors_pay_while_one_lies_or_is_dead(anvil_town: Town, signer: str, tmp_path: Path) -> None:
+    town = anvil_town
+    three = tuple(address(role) for role in ("attestor", "attestor-2", "attestor-3"))
+    deposit = town.fund(attestors=three, threshold=2)
+    town.mine(3)
+    had, made = credits(town), attempt(tmp_path, job("two of three"))
+    path, dead = sealed(town, made, deposit), "http://127.0.0.1:9"
+
+    def pay(*urls: str) -> Any:
+        return settle(made, path, Attestors(*urls, threshold=2), town.chain("node"), QUICK)
+
+    with attestor(town, tmp_path / "2", "attestor-2") as second, attestor(town, tmp_path / "x", "onboarder") as stranger:
+        for others, error, code in (
+            ((signer, dead), PeerError, "attestor-unreachable"),
+            ((signer, signer), PeerError, "attestor-too-few"),
+            ((signer, stranger), Refusal, "attest-not-appointed"),
+            ((signer, stranger, dead), PeerError, "attestor-unreachable"),
+            ((signer, town.url), PeerError, "attestor-odd-answer"),
+        ):
+            with pytest.raises(error) as caught:
+                pay(*others)
+            assert caught.value.codes == (code,)
+        assert "settle-sent" not in kinds(made)
+        stop = mining(town)
+        try:
+            pay(dead, stranger, second, signer)
+        finally:
+            stop.set()
+    assert gained(town, had) == [*split(350_000), 1_650_000]
 
 
 def test_a_receipt_of_another_job_attempt_or_count_is_not_settled(anvil_town: Town, signer: str, tmp_path: Path) -> None:
