@@ -186,6 +186,7 @@ class OpaServer:
         self._client = OpaClient(parts.hostname, port, "v1", parts.scheme == "https", token=token, retries=0, timeout=timeout)
         self._client._session.trust_env = False  # no proxy, no .netrc
         self._client._session.max_redirects = 0  # another address is another party
+        self._client._session.hooks["response"].append(_only_200)
         self._patience = 2 * timeout
 
     def publish(self) -> None:
@@ -250,6 +251,12 @@ class OpaServer:
         if not isinstance(answer, dict):
             raise Refusal(["policy-odd-answer"], "OPA's answer is not a JSON object", gate="policy")
         return answer
+
+
+def _only_200(response: requests.Response, **_: Any) -> None:
+    """The client library takes every status under 400 for an answer; publishing reads the 400s itself."""
+    if response.status_code != 200 and not (response.request.method == "PUT" and response.status_code == 400):
+        raise requests.exceptions.HTTPError()
 
 
 def _within(seconds: float, ask: Callable[[], Any]) -> Any:
