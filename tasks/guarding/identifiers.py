@@ -1,10 +1,12 @@
 """Searching bytes for a cohort's identifiers as they are usually carried off: raw, UTF-16, base64, hex, reversed."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+
+from policies.records import Record
 
 SHORTEST = 6  # a shorter pattern occurs by chance in a file of weights
 _WINDOW = 6
@@ -13,7 +15,7 @@ Windows = npt.NDArray[np.uint64]
 
 def forms(pattern: bytes) -> set[bytes]:
     """The forms of one identifier. Base64 in each of its three alignments, without the characters that neighbours change."""
-    text = pattern.decode("utf-8", errors="ignore")
+    text = _text(pattern)
     wide = {text.encode("utf-16-le"), text.encode("utf-16-be")} if text else set()
     plain = {pattern, *wide}
     hexed = {p.hex().encode() for p in plain}
@@ -21,6 +23,21 @@ def forms(pattern: bytes) -> set[bytes]:
     if text:
         found |= {text.lower().encode(), text.upper().encode()}
     return {f for f in found | {f[::-1] for f in found} if len(f) >= SHORTEST}
+
+
+def record_patterns(records: Iterable[Record]) -> Iterator[bytes]:
+    """What a manifest's records are called: the pseudonyms of records and patients, as text and as bytes."""
+    for record in records:
+        for name in (record.record, record.patient):
+            yield name.encode()
+            yield bytes.fromhex(name)
+
+
+def _text(pattern: bytes) -> str:
+    try:
+        return pattern.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
 
 
 def _base64(pattern: bytes) -> set[bytes]:

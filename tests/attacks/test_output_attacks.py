@@ -20,8 +20,10 @@ from pydicom.data import get_testdata_file
 from safetensors.numpy import load, save
 
 from policies.output import OutputLimits
+from policies.records import Record
 from rapha.declaration import read_declaration
 from rapha.errors import Refusal
+from tasks.guarding.identifiers import record_patterns
 from tasks.training.guard import Grant, guard
 from tests.fixtures.outputs import SHAPES, arrays, declaration_document, declared, judged, metrics, raw_safetensors, write_outputs
 from tests.fixtures.sealing import bench
@@ -510,6 +512,16 @@ def test_E24_an_identifier_in_any_usual_form_refuses(form: bytes, tmp_path: Path
     folder = write_outputs(tmp_path, weights=bytes(raw), numbers=b"{}")
     found, _ = judged(folder, declared(outputs=outputs), forbidden=[IDENTIFIER, b"unrelated-identifier"])
     assert "output-identifier" in found
+
+
+@pytest.mark.parametrize("name", [b"ab" * 32, bytes.fromhex("cd" * 32), b"CD" * 32, base64.b64encode(b"cd" * 32)])
+def test_E24_a_records_pseudonym_refuses(name: bytes, tmp_path: Path) -> None:
+    outputs = {"tensors": [{"name": "t", "shape": [256], "dtype": "F32"}], "metrics": []}
+    raw = bytearray(save({"t": np.full(256, 0.5, dtype=np.float32)}))
+    raw[-500 : -500 + len(name)] = name
+    record = Record("ab" * 32, "cd" * 32, "sha256:" + "0" * 64, None)
+    folder = write_outputs(tmp_path, weights=bytes(raw), numbers=b"{}")
+    assert "output-identifier" in judged(folder, declared(outputs=outputs), forbidden=record_patterns([record]))[0]
 
 
 def test_E24_without_an_identifier_in_it_a_release_clears(tmp_path: Path) -> None:
