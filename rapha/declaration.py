@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rapha.canonical import canonical, is_digest, parse
+from rapha.canonical import canonical, digest, is_digest, parse
 from rapha.errors import Refusal
 from rapha.signing import document_digest, unsigned
 
@@ -145,7 +145,10 @@ def read_declaration(raw: bytes) -> tuple[Declaration, dict[str, Any], str]:
 
     Raises `Refusal`: one `json-…` code, or `declaration-…` codes that name each wrong field by its path.
     """
-    document = parse(raw, limit=MAX_DECLARATION, what="job declaration")
+    try:
+        document = parse(raw, limit=MAX_DECLARATION, what="job declaration")
+    except Refusal as refusal:
+        raise Refusal(refusal.codes, refusal.message, gate="intake", side="job", subject=digest(raw)) from None
     if not isinstance(document, dict):
         raise Refusal(["declaration-not-an-object"], "the job declaration is not a JSON object", gate="intake", side="job")
     try:

@@ -6,6 +6,7 @@ State comes from the register.
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from blocks.orchestrator import Orchestrator
 from blocks.register import Register
 from blocks.register_rows import JobStatus
 from blocks.settings import Settings, load
-from policies.gate import Verdict
+from flows.limits import gates, read_limits
+from policies.gate import Verdict, explain
 from policies.intake import IntakeLimits
 from policies.site import read_section
 from rapha.canonical import is_digest
@@ -45,16 +47,22 @@ def check(path: Path, *, as_json: AsJson = False) -> Result:
     raw = _read(path)
     admission = admitted(raw, settings)
     verdicts = [admission.verdict, *dry_run(raw, settings)]
-    codes = sorted({code for verdict in verdicts for code in verdict.codes})
     refused = next((verdict for verdict in verdicts if not verdict.cleared), None)
     data = {
         **(refused or verdicts[-1]).to_json(),
-        "codes": codes,
+        "codes": sorted({code for verdict in verdicts for code in verdict.codes}),
+        "reasons": _reasons(verdicts, settings) if refused else [],
         "job": admission.job,
         "verdicts": [verdict.to_json() for verdict in verdicts],
     }
-    lines = [f"{'refused' if v.codes else 'cleared'}  {v.gate}  {' '.join(v.codes)}".rstrip() for v in verdicts]
-    return Result(data, [f"job {admission.job}", *lines], 3 if refused else 0)
+    lines = [f"{'cleared' if v.cleared else 'refused'}  {v.gate}  {' '.join(v.codes)}".rstrip() for v in verdicts]
+    said = [f"  {reason['code']}: {reason['wrong']} {reason['todo']}" for reason in data["reasons"]]
+    return Result(data, [f"job {admission.job}", *lines, *said], 3 if refused else 0)
+
+
+def _reasons(verdicts: Sequence[Verdict], settings: Settings) -> list[dict[str, str]]:
+    known = gates(read_limits(settings))
+    return [reason for v in verdicts if v.gate in known for reason in explain(known[v.gate], v.codes)]
 
 
 def admitted(raw: bytes, settings: Settings) -> Admission:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from blocks.register_rows import JobFacts
-from policies.gate import Mode, Verdict
+from policies.gate import Mode, Verdict, explain
 from policies.intake import AdmissionEvidence, Blob, IntakeEvidence, IntakeLimits, admission_gate, intake_gate, size_cap
 from rapha.canonical import digest, digest_file
 from rapha.declaration import Declaration, read_declaration
@@ -66,7 +66,8 @@ def admit(
     verdict = gate.judge(AdmissionEvidence(**bound, **said, open_jobs=open_jobs))
     if not verdict.cleared:
         side = "job" if all(gate.reasons[code].side == "job" for code in verdict.codes if code in gate.reasons) else "node"
-        raise Refusal(verdict.codes, gate=gate.name, side=side, subject=job)
+        words = "; ".join(f"{reason['wrong']} {reason['todo']}" for reason in explain(gate, verdict.codes))
+        raise Refusal(verdict.codes, words, gate=gate.name, side=side, subject=job)
     return Admission(declaration, document, job, verdict)
 
 
