@@ -170,8 +170,12 @@ def _verdict(gate: Gate[AttestationEvidence], evidence: AttestationEvidence) -> 
     return Result(data, lines, 0 if verdict.cleared else 3)
 
 
-def _tpm(folder: Path, quote: bytes) -> tuple[TpmFacts | None, PlatformFacts]:
-    """(facts or None where a part is missing, facts of the record)."""
+def _tpm(folder: Path, quote: bytes) -> tuple[TpmFacts | None, PlatformFacts | None]:
+    """(facts or None where a part is missing, facts of the record or None)."""
+    if not folder.is_dir():
+        raise ConfigurationError(["file-unreadable"], f"{folder}: not a folder")
+    if not (folder / "platform.json").is_file():
+        return None, None
     platform = read_platform(_bounded(folder / "platform.json", 64 * 1024))
     parts = [folder / name for name in ("attest", "signature", "pcrs.json")]
     if not all(part.is_file() for part in parts):

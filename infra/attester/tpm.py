@@ -186,13 +186,17 @@ class SwTpm(ToolTpm):
 
 
 def _manufacture(state: Path) -> None:
-    state.mkdir(parents=True, mode=0o700)
-    certificates = ("--createek", "--create-ek-cert", "--lock-nvram", "--overwrite", "--pcr-banks", "sha256")
-    environment = {**os.environ, "XDG_CONFIG_HOME": str(state / "config")}
-    subprocess.run(["swtpm_setup", "--create-config-files", "skip-if-exist"], env=environment, capture_output=True, check=False)
-    done = subprocess.run(
-        ["swtpm_setup", "--tpm2", "--tpmstate", str(state), *certificates], env=environment, capture_output=True, check=False
-    )
+    """A new TPM whose endorsement certificate is by an authority of its own, kept in `state`/maker."""
+    maker = state / "maker"
+    maker.mkdir(parents=True, mode=0o700)
+    names = {"statedir": ".", "signingkey": "signkey.pem", "issuercert": "issuercert.pem", "certserial": "certserial"}
+    (maker / "ca.conf").write_text("".join(f"{name} = {maker / file}\n" for name, file in names.items()))
+    (maker / "ca.options").write_text("--platform-manufacturer Rapha\n--platform-version 1\n--platform-model development\n")
+    tools = {"": shutil.which("swtpm_localca"), "_config": maker / "ca.conf", "_options": maker / "ca.options"}
+    (maker / "setup.conf").write_text("".join(f"create_certs_tool{name} = {path}\n" for name, path in tools.items()))
+    what = ("--createek", "--create-ek-cert", "--lock-nvram", "--overwrite", "--pcr-banks", "sha256")
+    command = ["swtpm_setup", "--tpm2", "--config", str(maker / "setup.conf"), "--tpmstate", str(state), *what]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     if done.returncode != 0:
         shutil.rmtree(state, ignore_errors=True)
         raise PeerError("swtpm-setup-failed", f"swtpm_setup ended with status {done.returncode}", peer="tpm")
