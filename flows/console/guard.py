@@ -10,6 +10,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from policies.gate import Verdict, explain
+from policies.manifest import read_manifest
 from policies.output import OutputEvidence, OutputLimits, output_gate
 from policies.site import read_section
 from rapha.canonical import parse
@@ -47,6 +48,7 @@ def guard(
         raise ConfigurationError(["release-inside-outputs"], "the release folder must lie outside the output folder")
     prepare_release(release)
     limits = _limits()
+    granted_bytes, granted_metrics = _granted(limits)
     seen = inspect(output_dir, declaration, limits)
     evidence = OutputEvidence(
         job=job_id,
@@ -58,8 +60,8 @@ def guard(
         **seen.facts,
         scope="structure",
         after="",
-        granted_bytes=limits.max_bytes,
-        granted_metrics=limits.max_metrics,
+        granted_bytes=granted_bytes,
+        granted_metrics=granted_metrics,
     )
     verdict = output_gate(limits).judge(evidence)
     if verdict.cleared:
@@ -87,6 +89,18 @@ def _limits() -> OutputLimits:
     except (OSError, Refusal, LookupError, TypeError):
         raise ConfigurationError(["site-policy-output"], "RAPHA_SITE_POLICY_PATH has no readable section output") from None
     return read_section(OutputLimits, section, "output")
+
+
+def _granted(limits: OutputLimits) -> tuple[int, int]:
+    """The bounds of the node's dataset manifest where one is configured, so that the answer is the one that a run would get."""
+    path = os.environ.get("RAPHA_DATASET_MANIFEST_PATH")
+    if not path:
+        return limits.max_bytes, limits.max_metrics
+    try:
+        manifest, _, _ = read_manifest(Path(path).read_bytes())
+    except OSError:
+        raise ConfigurationError(["manifest-unreadable"], "RAPHA_DATASET_MANIFEST_PATH cannot be read") from None
+    return manifest.limits.max_output_bytes, manifest.limits.max_metrics
 
 
 def _result(verdict: Verdict, evidence: OutputEvidence, release: Path) -> Result:

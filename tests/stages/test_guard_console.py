@@ -101,6 +101,34 @@ def test_the_sites_numbers_are_those_of_the_site_policy(
         assert guard(work) == 2
 
 
+def test_the_manifests_bounds_are_those_of_the_node(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    d = "sha256:" + "0" * 64
+    manifest: dict[str, Any] = {
+        "version": 1,
+        "manifest_id": "m",
+        "agreement_id": "a",
+        "cohort": "chest",
+        "projects": ["demo"],
+        "purposes": ["research"],
+        "consent": {"basis": "consent", "opt_outs_applied_at": 1},
+        "scope": {"modalities": ["CR"], "body_parts": ["CHEST"], "date_from": "20240101", "date_to": "20241231"},
+        "limits": {"max_records": 9, "min_patients": 1, "max_output_bytes": 100, "max_metrics": 1},
+        "record_set": {"root": d, "count": 9, "patients": 9},
+        "burned_in_checked": True,
+        "issued_at": 1,
+        "expires_at": 2,
+        "version_number": 1,
+    }
+    (work / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv("RAPHA_DATASET_MANIFEST_PATH", str(work / "manifest.json"))
+    assert guard(work, "--json") == 3
+    assert json.loads(capsys.readouterr().out)["codes"] == ["metrics-too-many", "output-over-manifest"]
+    monkeypatch.setenv("RAPHA_DATASET_MANIFEST_PATH", str(work / "none.json"))
+    assert guard(work) == 2
+
+
 def test_a_job_that_is_no_declaration_is_refused(work: Path) -> None:
     (work / "job.json").write_text("{}")
     assert guard(work) == 3
