@@ -6,6 +6,8 @@ where it cannot (any attribute called `load_library` is refused, whatever it han
 """
 
 import ast
+import io
+import tokenize
 import warnings
 from collections.abc import Iterator, Set
 
@@ -47,6 +49,9 @@ def judge_source(source: bytes, local: Set[str]) -> tuple[str, ...]:
     if len(source) > MAX_SOURCE or b"\x00" in source:
         return ("python-unparsable",)
     try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
+        if encoding != "utf-8":  # a coding cookie would make other code of these bytes than we read
+            return ("python-unparsable",)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source.decode("utf-8"), feature_version=(3, 11))

@@ -60,7 +60,10 @@ ALLOWED_MODULES: dict[str, frozenset[str] | None] = {
     "torch.utils": frozenset({"checkpoint", "data"}),
     "torch.utils.checkpoint": frozenset({"checkpoint", "checkpoint_sequential"}),
     "torch.utils.data": None,
-    "typing": None,
+    "typing": words("""
+        Any Callable ClassVar Final Generic Iterable Iterator Literal Mapping NamedTuple Optional Protocol Self Sequence
+        TYPE_CHECKING TypeAlias TypedDict TypeVar Union cast overload
+    """),
 }
 
 NETWORK_MODULES = words("""
@@ -102,8 +105,9 @@ DENIED_ATTRIBUTES: dict[str, str] = {
     ),
     **dict.fromkeys(
         words("""
-    builtins compile compiler distributed exec export fx jit library onnx ops package profiler serialization
-    testing from_file
+    builtins compile compiler datapipes distributed exec export fx get_type_hints jit lib library npyio onnx ops
+    package profiler read_array serialization testing from_file ag_frame cr_frame f_back f_builtins f_code f_globals
+    f_locals func_globals gi_code gi_frame gi_yieldfrom tb_frame tb_next
 """),
         "python-reaches-internals",
     ),

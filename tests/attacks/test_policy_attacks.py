@@ -1,4 +1,4 @@
-"""Attacks on the decision (A01 to A05, A09, A10, A15): a server that fails, lies or drips, and an engine fed with what it misreads."""
+"""Attacks on the decision (A01 to A05, A09, A10, A15): a server that fails, lies or drips, an engine that misreads."""
 
 import json
 import os
@@ -84,13 +84,10 @@ def test_A01_nobody_listens(tmp_path: Path) -> None:
     assert error.value.codes == ("opa-unreachable",)
 
 
-@pytest.mark.parametrize("status", [302, 400, 404, 500, 503])
+@pytest.mark.parametrize("status", [201, 204, 302, 400, 404, 500, 503])
 def test_A01_an_error_status(tmp_path: Path, status: int) -> None:
     with opa_shaped(TEXTS) as shaped:
         shaped.odd = on_post(b'{"result": true}', status)
-        if status == 302:
-            pytest.raises((PeerError, Refusal), decide, tmp_path, server(shaped))
-            return
         with pytest.raises(PeerError):
             decide(tmp_path, server(shaped))
 
