@@ -85,7 +85,8 @@ class Archive:
     def metadata(self, request: Request) -> Response:
         """WADO-RS metadata: DICOM JSON with bulk data by reference."""
         found = self._index.under(**request.path_params)
-        base = f"{request.url.scheme}://{request.headers.get('host', request.url.netloc)}{PREFIX}"
+        host, port = request.scope["server"]  # not the Host header: clients leave the port out of it
+        base = f"{request.url.scheme}://{host}:{port}{PREFIX}"
         return _json([_referenced(stored, base) for stored in found]) if found else Response(status_code=404)
 
     async def store(self, request: Request) -> Response:

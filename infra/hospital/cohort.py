@@ -115,9 +115,10 @@ def _images_of(person: _Person, random: np.random.Generator) -> Iterator[Image]:
         day = f"2024{random.integers(1, 13):02d}{random.integers(1, 29):02d}"
         accession = "ACC" + "".join(str(d) for d in random.integers(1, 10, 9))
         study, series = _uid(person, f"study {visit}"), _uid(person, f"series {visit}")
+        writing = _WRITINGS[int(random.integers(len(_WRITINGS)))]
         for label in (0, 1):
             dataset = _dataset(person, day, accession, study, series, label + 1)
-            _identify(dataset, person, _WRITINGS[int(random.integers(len(_WRITINGS)))])
+            _identify(dataset, person, writing)
             _hide(dataset, person, accession)
             _paint(dataset, picture(random, bool(label)))
             person.planted |= {dataset.SOPInstanceUID, study, series, accession, dataset.PatientID.strip()}
