@@ -12,6 +12,7 @@ from rapha.errors import ConfigurationError, Refusal
 from rapha.receipt import Statement, verify_receipt
 from rapha.signing import load_public
 
+RELEASED = ("weights.safetensors", "metrics.json")
 receipt = cyclopts.App(name="receipt", help="Check a receipt.")
 
 
@@ -68,17 +69,22 @@ def _pinned(file: Path, key: Path | None) -> Ed25519PublicKey:
 def _compare(statement: Statement, release: Path | None, sealed: Path | None) -> None:
     files = {"sealed-result": sealed} if sealed else {}
     if release:
-        files |= {name: release / name for name in ("weights.safetensors", "metrics.json")}
-        if {path.name for path in release.iterdir()} != {"weights.safetensors", "metrics.json"}:
+        files |= {name: release / name for name in RELEASED}
+        if not release.is_dir():
+            raise ConfigurationError(["release-missing"], f"{release}: there is no such folder")
+        if {path.name for path in release.iterdir()} != set(RELEASED):
             raise Refusal(["receipt-other-output"], "the release folder holds other files than the receipt", gate="receipt")
     for name, path in files.items():
-        try:
-            with path.open("rb") as stream:
-                found = digest_file(stream)
-        except OSError as error:
-            raise ConfigurationError(["output-unreadable"], f"{path}: {error.strerror}") from None
-        if found != statement.subjects[name]:
+        if _digest_of(path) != statement.subjects[name]:
             raise Refusal(["receipt-other-output"], f"{name} is not the one in the receipt", gate="receipt")
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return digest_file(stream)
+    except OSError as error:
+        raise ConfigurationError(["output-unreadable"], f"{path}: {error.strerror}") from None
 
 
 def _lines(statement: Statement, data: dict[str, Any]) -> list[str]:

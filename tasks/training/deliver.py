@@ -5,7 +5,7 @@ from typing import Literal
 
 from blocks.orchestrator import Orchestrator
 from rapha.canonical import canonical, digest, digest_file
-from rapha.errors import Refusal
+from rapha.errors import PeerError, Refusal
 from rapha.receipt import Statement
 from tasks.attempt import Attempt
 
@@ -27,10 +27,19 @@ def deliver(attempt: Attempt, orchestrator: Orchestrator, statement: Statement) 
         raise Refusal(["deliver-changed"], "the sealed result or the receipt is not the one in the ledger", gate="deliver")
     orchestrator.put(attempt.job, attempt.number, "result", attempt.folder / SEALED)
     orchestrator.put(attempt.job, attempt.number, "receipt", receipt)
-    report(attempt, orchestrator, "completed", receipt=sealed["receipt"])
+    _completed(attempt, orchestrator, sealed["receipt"])
     if not _entries(attempt, "delivered"):
         attempt.record("delivered", sealed=found, receipt=sealed["receipt"])
     return {"sealed": found, "receipt": sealed["receipt"]}
+
+
+def _completed(attempt: Attempt, orchestrator: Orchestrator, receipt: str) -> None:
+    """An earlier report of a failure that was mended since stays as it is: result and receipt, delivered before, say more."""
+    try:
+        report(attempt, orchestrator, "completed", receipt=receipt)
+    except PeerError as error:
+        if error.codes != ("orchestrator-conflict",):
+            raise
 
 
 def report(

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from blocks.ledger import Ledger
 from rapha.console.app import Result
 from rapha.console.receipt import verify
-from rapha.errors import Refusal
+from rapha.errors import ConfigurationError, Refusal
 from rapha.ledger import verify as verify_ledger
 from rapha.receipt import verify_receipt
 from rapha.signing import write_public
@@ -183,6 +183,8 @@ def test_H08_another_output_is_not_the_receipts(tmp_path: Path, monkeypatch: pyt
     found = verify(result.receipt, release=release, sealed=result.sealed)
     assert isinstance(found, Result)
     assert found.data["verdict"] == "cleared"
+    with pytest.raises(ConfigurationError):
+        verify(result.receipt, release=tmp_path / "none")
     (release / "metrics.json").write_bytes(b'{"loss":0.1}\n')
     for given in ({"release": release}, {"sealed": release / "metrics.json"}):
         with pytest.raises(Refusal) as caught:

@@ -148,6 +148,20 @@ def test_a_sealed_attempt_is_delivered_once_whatever_the_repeats(
     assert [entry.kind for entry in b.attempt.ledger.entries()].count("delivered") == 1
 
 
+def test_a_result_is_delivered_after_a_failure_was_reported(
+    peer: tuple[Orchestrator, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orchestrator, root = peer
+    b = bench(tmp_path, monkeypatch)
+    result = b.seal()
+    report(b.attempt, orchestrator, "failed", ["chain-unreachable"])
+    deliver(b.attempt, orchestrator, result.statement)
+    assert (root / "jobs" / b.attempt.job.removeprefix("sha256:") / "1" / "receipt").exists()
+    with pytest.raises(PeerError) as caught:
+        deliver(b.attempt, Orchestrator(orchestrator.base, "w" * 32), result.statement)
+    assert caught.value.codes == ("orchestrator-status",)
+
+
 def test_nothing_is_delivered_that_the_ledger_does_not_name(
     peer: tuple[Orchestrator, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
