@@ -33,13 +33,14 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a machine says of itself at enrolment. ek_public: TPM2B_PUBLIC; ek_certificate: DER; quote: a DCAP quote for its
-    PCK chain."""
+    """What a machine says of itself at enrolment. ak_public, ek_public: TPM2B_PUBLIC; ek_certificate: DER; quote: DCAP, for
+    the PCK chain in it."""
 
     kind: str
     ak_pem: str
     ak_name: str
     ak_qualified_name: str
+    ak_public: bytes
     ek_public: bytes
     ek_certificate: bytes
     pcrs: dict[int, bytes]
@@ -71,6 +72,7 @@ class Attester:
             ak_pem=_text(answer, "ak_pem"),
             ak_name=_text(answer, "ak_name"),
             ak_qualified_name=_text(answer, "ak_qualified_name"),
+            ak_public=_bytes(answer, "ak_public", MAX_PART),
             ek_public=_bytes(answer, "ek_public", MAX_PART),
             ek_certificate=_bytes(answer, "ek_certificate", 4 * MAX_PART),
             pcrs=_pcrs(answer),

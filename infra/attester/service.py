@@ -44,6 +44,7 @@ class Attester:
             "ak_pem": found.ak_pem,
             "ak_name": found.ak_name.hex(),
             "ak_qualified_name": found.ak_qualified_name.hex(),
+            "ak_public": _text(found.ak_public),
             "ek_public": _text(found.ek_public),
             "ek_certificate": _text(found.ek_certificate),
             "pcrs": {str(index): value.hex() for index, value in found.pcrs.items() if index in self._pcrs},

@@ -97,6 +97,7 @@ class SoftwareTpm:
             ak_pem=self.ak_pem,
             ak_name=self.name,
             ak_qualified_name=self.qualified_name,
+            ak_public=b"",
             ek_public=b"",
             ek_certificate=self._certificate(),
             pcrs=dict(self.pcrs),

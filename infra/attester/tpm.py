@@ -30,6 +30,7 @@ class TpmIdentity:
     ak_pem: str
     ak_name: bytes
     ak_qualified_name: bytes
+    ak_public: bytes
     ek_public: bytes
     ek_certificate: bytes
     pcrs: dict[int, bytes]
@@ -91,6 +92,7 @@ class ToolTpm:
         with self._files() as at:
             names = ("-n", f"{at}/name", "-q", f"{at}/qualified")
             self._run("tpm2_readpublic", "-c", AK_HANDLE, "-f", "pem", "-o", f"{at}/ak.pem", *names)
+            self._run("tpm2_readpublic", "-c", AK_HANDLE, "-o", f"{at}/ak.pub")
             self._run("tpm2_readpublic", "-c", EK_HANDLE, "-o", f"{at}/ek.pub")
             self._run("tpm2_nvread", EK_CERTIFICATE, "-o", f"{at}/ek.der")
             self._run("tpm2_pcrread", "sha256:all", "-o", f"{at}/pcrs")
@@ -99,6 +101,7 @@ class ToolTpm:
                 ak_pem=Path(at, "ak.pem").read_text(),
                 ak_name=Path(at, "name").read_bytes(),
                 ak_qualified_name=Path(at, "qualified").read_bytes(),
+                ak_public=Path(at, "ak.pub").read_bytes(),
                 ek_public=Path(at, "ek.pub").read_bytes(),
                 ek_certificate=Path(at, "ek.der").read_bytes(),
                 pcrs={index: values[32 * index : 32 * (index + 1)] for index in range(len(values) // 32)},

@@ -11,17 +11,16 @@ from collections.abc import Sequence
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from blocks.attester import Attester, Identity
 from blocks.credential import make_credential
 from blocks.dcap import platform_of
 from policies.gate import Mode
 from policies.platform import Platform, Tee, Tpm
+from policies.tpm import TpmFormatError
+from policies.tpm_key import check_key, holds_modulus, object_name, qualified_name
 from rapha.canonical import digest
 from rapha.errors import PeerError, Refusal
-
-YEAR = 365 * 86400
 
 
 def enrol(
@@ -66,13 +65,26 @@ def enrol(
 
 def _check_bound(attester: Attester, found: Identity) -> None:
     """The TPM that has the AK has the EK, and the EK is the one in the certificate."""
+    _check_key(found)
     secret = secrets.token_bytes(32)
     opened = attester.activate(make_credential(found.ek_public, found.ak_name, secret))
     if not hmac.compare_digest(opened, secret):
         raise Refusal(["enrol-not-bound"], "the attestation key is not in the TPM of this endorsement key", gate="enrol")
-    modulus = _modulus(found.ek_certificate)
-    if modulus not in found.ek_public:
+    if not holds_modulus(found.ek_public, _modulus(found.ek_certificate)):
         raise Refusal(["enrol-ek-other"], "the endorsement certificate is for another key than the TPM's", gate="enrol")
+
+
+def _check_key(found: Identity) -> None:
+    """The key signs nothing but what its TPM made, and its names follow from the public areas."""
+    try:
+        check_key(found.ak_public, found.ak_pem)
+        names = object_name(found.ak_public).hex(), qualified_name(found.ek_public, found.ak_public).hex()
+    except TpmFormatError as error:
+        raise Refusal(
+            [f"enrol-{error}"], "the attestation key is not a restricted signing key of this TPM", gate="enrol"
+        ) from None
+    if names != (found.ak_name, found.ak_qualified_name):
+        raise Refusal(["enrol-names"], "the attestation key's names do not follow from its public area", gate="enrol")
 
 
 def _modulus(certificate: bytes) -> bytes:
@@ -104,8 +116,3 @@ def _certificate(der: bytes) -> x509.Certificate:
         return x509.load_der_x509_certificate(der)
     except ValueError:
         raise Refusal(["enrol-ek-malformed"], "the endorsement certificate cannot be read", gate="enrol") from None
-
-
-def spki(certificate: x509.Certificate) -> bytes:
-    """The certificate's SubjectPublicKeyInfo, DER."""
-    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -16,13 +16,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from blocks.attester import Attester, Identity
-from infra.attester.synthetic import Enclave, Machine
+from blocks.credential import make_credential
+from infra.attester.development import development_policy
+from infra.attester.synthetic import Machine
 from infra.attester.tee import DeviceTee
 from infra.attester.tpm import DeviceTpm
 from policies.attestation_limits import read_limits
 from policies.platform import Platform
 from policies.tpm import read_attest
-from rapha.canonical import digest
 from rapha.errors import PeerError, Refusal
 from tasks.shared.enrol import enrol
 from tests.fixtures.attestation import Bench, bench
@@ -79,7 +80,7 @@ def against(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: Process, p
     b.attempt = replace(b.attempt, clock=_now)
     b.prover = Attester(process.socket)  # type: ignore[assignment]
     root = (process.state / "dcap" / "root.der").read_bytes()
-    limits = read_limits({"root": digest(root), "measurements": [Enclave().measurement.hex()], "platforms": [platform.digest]})
+    limits = read_limits(development_policy(process.state, platform))
     collateral = (process.state / "dcap" / "collateral.json").read_bytes()
     b.change(root=root, limits=limits, platform=platform, collateral=collateral, trusted_time=_now)
     return b
@@ -141,9 +142,28 @@ def test_G15_credential_for_another_key_does_not_open(process: Process) -> None:
         def identity(self) -> Identity:
             return replace(super().identity(), ak_name="000b" + "11" * 32)
 
-    with pytest.raises(PeerError) as failed:
+    with pytest.raises(Refusal) as refused:
         enrol(Lying(process.socket), machine="node-1", mode="development", at=_now())
+    assert refused.value.codes == ("enrol-names",)
+    attester = Attester(process.socket)
+    credential = make_credential(attester.identity().ek_public, "000b" + "11" * 32, b"s" * 32)
+    with pytest.raises(PeerError) as failed:
+        attester.activate(credential)
     assert failed.value.codes == ("tpm-failed",)
+
+
+def test_G15_key_that_could_sign_a_made_up_quote(process: Process) -> None:
+    """The same key, said to be unrestricted: its name would differ, and the attribute alone is refused."""
+
+    class Lying(Attester):
+        def identity(self) -> Identity:
+            found = super().identity()
+            attributes = int.from_bytes(found.ak_public[6:10], "big") & ~(1 << 16)
+            return replace(found, ak_public=found.ak_public[:6] + attributes.to_bytes(4, "big") + found.ak_public[10:])
+
+    with pytest.raises(Refusal) as refused:
+        enrol(Lying(process.socket), machine="node-1", mode="development", at=_now())
+    assert refused.value.codes == ("enrol-tpm-key-unrestricted",)
 
 
 def test_G15_endorsement_certificate_of_another_tpm(process: Process) -> None:

@@ -1,7 +1,6 @@
 """The attestation gate's rules, pure: one fact of good evidence changed, one code."""
 
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from policies.attestation_evidence import (
     report_data,
     same_platform,
 )
-from policies.attestation_limits import AttestationLimits, read_limits
+from policies.attestation_limits import INTEL_ROOT, AttestationLimits, read_limits
 from policies.gate import explain, limits_json
 from policies.required import REQUIRED_CHECKS
 from policies.site import read_section
@@ -28,10 +27,10 @@ BINDING = Binding(
 )  # fmt: skip
 
 
-@pytest.fixture
-def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AttestationEvidence:
-    b = bench(tmp_path, monkeypatch)
-    first = b.attest()
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> AttestationEvidence:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        first = bench(tmp_path_factory.mktemp("bench"), monkeypatch).attest()
     return replace(first.evidence, first=replace(_same(first.evidence), nonce="another"))
 
 
@@ -142,6 +141,17 @@ def test_every_check_is_seen_to_refuse() -> None:
     gate = reattestation_gate(AttestationLimits())
     seen = set().union(*(codes for _, _, codes in ONE_CHANGE))
     assert {c.name for c in gate.checks if not ({c.name, f"{c.name}-odd"} & seen)} == set()
+
+
+def test_production_takes_intels_root_and_a_bound_key_only(good: AttestationEvidence) -> None:
+    limits = replace(good.limits, root=INTEL_ROOT)
+    assert good.platform is not None
+    platform = replace(good.platform, mode="production", bound=True)
+    real = replace(good, mode="production", limits=limits, platform=platform, quote=replace(good.quote, root=INTEL_ROOT))
+    gate = reattestation_gate(limits)
+    assert gate.judge(real).codes == ()
+    assert gate.judge(_put(real, "platform.bound", False)).codes == ("platform-development",)
+    assert gate.judge(_put(real, "platform.mode", "development")).codes == ("platform-development",)
 
 
 def test_same_nonce_twice_is_not_a_second_attestation(good: AttestationEvidence) -> None:
