@@ -211,6 +211,7 @@ def server(rpc: Rpc, port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # headers and body in one segment: two would wait for a delayed acknowledgement
         timeout = 30
 
         def do_POST(self) -> None:

@@ -68,20 +68,25 @@ def settle(
     """Pays for the receipt and returns once that is final.
 
     Raises `PeerError` (settle-not-final, attestor-…, chain-…) to be called again; `Refusal` where no call will ever succeed:
-    receipt-odd, receipt-other-job, settle-other-receipt, settle-refunded, settle-too-late, settle-reverted, an attestor's codes.
+    receipt-odd, receipt-other-job, receipt-other-vault, settle-other-receipt, settle-refunded, settle-too-late, settle-reverted,
+    an attestor's codes.
     """
     receipt = receipt_path.read_bytes()
     claim = read_claim(statement_of(receipt), digest(receipt))
     if (claim.job, claim.attempt) != (attempt.job, attempt.number):
         raise Refusal(["receipt-other-job"], "the receipt is of another job or attempt", gate="settle")
+    if (claim.chain_id, claim.vault) != (chain.chain_id, chain.vault):
+        raise Refusal(["receipt-other-vault"], "the receipt is for another chain or vault than this node's", gate="settle")
+    if chain.seen_chain_id() != chain.chain_id:
+        raise PeerError("chain-other", "the RPC address serves another chain than configured", peer="chain")
     sender = _Sender(attempt, chain, SENT, claim.escrow, patience)
     until = time.monotonic() + patience.wait
     while (done := _settled(attempt, chain, claim, sender)) is None:
-        if time.monotonic() > until:
-            raise PeerError("settle-not-final", "the settlement is not final yet", peer="chain")
         held = chain.escrow(claim.escrow)
         if held.status == "open":
             _push(sender, chain, claim, partial(_call, attempt, chain, claim, held, attestors, receipt))
+        if time.monotonic() > until:
+            raise PeerError("settle-not-final", "the settlement is not final yet", peer="chain")
         time.sleep(patience.poll)
     return done
 
