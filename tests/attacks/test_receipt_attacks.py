@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blocks.ledger import Ledger
+from rapha import anchor
 from rapha.console.app import Result
 from rapha.console.receipt import verify
 from rapha.errors import ConfigurationError, Refusal
@@ -203,3 +204,18 @@ def test_H08_subjects_are_exactly_what_left(kind: str) -> None:
         "empty": [],
     }[kind]
     assert refused(signed(statement_document(subject=changed))) == "receipt-subjects"
+
+
+def test_H09_in_production_a_settlement_counts_only_at_a_final_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    statement = verify_receipt(receipt(mode="production"), PUBLIC)
+    words = ["20", "0", "2", "28", statement.job[7:], statement.digest[7:]]
+    answer = "0x" + "".join(word.rjust(64, "0") for word in words)
+    asked: list[Any] = []
+
+    def chain(url: str, method: str, params: list[Any]) -> str:
+        asked.append(params[-1] if params else None)
+        return {"eth_chainId": hex(31337), "eth_getCode": "0x6001", "eth_call": answer}[method]
+
+    monkeypatch.setattr(anchor, "_call", chain)
+    assert anchor.check_anchor(statement, "http://chain").block == "finalized"
+    assert asked == [None, "finalized", "finalized"]
