@@ -7,18 +7,10 @@ from pathlib import Path
 def living_in(inode: int) -> list[int]:
     """Process ids, as seen here, of everything in the process namespace `inode`.
 
-    A process that hides its namespace from us counts if it is in a nested one: it may be the one that we look for.
+    A zombie is left out: it runs nothing, holds nothing, and may wait long to be collected. A process that hides its namespace
+    from us counts if it is in a nested one: it may be the one that we look for.
     """
-    return [pid for pid in _all() if _namespace(pid) in (inode, None)]
-
-
-def is_zombie(pid: int) -> bool:
-    """Whether a process has ended and only waits to be collected. A zombie runs nothing and holds nothing."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return True
-    return text.rpartition(")")[2].split()[0] in "ZX"
+    return [pid for pid in _all() if _namespace(pid) in (inode, None) and not _is_zombie(pid)]
 
 
 def _all() -> list[int]:
@@ -32,7 +24,7 @@ def _namespace(pid: int) -> int | None:
     except PermissionError:
         return None if _nested(pid) else 0
     except (OSError, ValueError):
-        return 0  # gone, or a zombie: its namespaces are let go before it is collected
+        return 0  # gone
 
 
 def _nested(pid: int) -> bool:
@@ -44,3 +36,11 @@ def _nested(pid: int) -> bool:
     uids = next((line.split()[1:] for line in lines if line.startswith("Uid:")), [])
     levels = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
     return len(levels) > 1 and str(os.getuid()) in uids
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return text.rpartition(")")[2].split()[0] in "ZX"

@@ -102,10 +102,10 @@ def _stays_in(route: RouteFact, network: NetworkFacts) -> bool:
     """Whether a route ends on this machine, or on the hospital's own networks without a gateway nobody declared."""
     if route.type in {"blackhole", "unreachable", "prohibit", "throw"} or route.link == "lo":
         return True
+    if route.type in {"local", "broadcast", "anycast"} and route.link in {network.wan, *network.lan}:
+        return True  # this machine's own addresses; those of a line that is down stay in the table
     if route.link not in network.lan:
         return False
-    if route.type in {"local", "broadcast", "anycast"}:
-        return True
     target = ip_network(route.destination)
     if route.type == "multicast":
         return target.version == 6 and route.link not in network.ipv6_open

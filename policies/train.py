@@ -1,6 +1,7 @@
 """The train gate: the sandbox was closed, ended by itself within its limits, and nothing of it is left."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from policies.gate import Evidence, Gate, check, limits_json
 
@@ -10,9 +11,10 @@ BUCKETS = (60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxLimits:
-    """seconds: of wall clock; memory_bytes: resident, tmpfs included; processes: threads too; output_…: of /out; scratch_bytes: of
-    /tmp; shared_bytes: of /dev/shm."""
+    """seconds: of wall clock; memory_bytes: resident, tmpfs included; processes: threads too; output_bytes, output_files: of
+    /out; scratch_bytes: of /tmp; shared_bytes: of /dev/shm."""
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     seconds: int = 3600
     memory_bytes: int = 4 << 30
     processes: int = 512

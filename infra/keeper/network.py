@@ -3,6 +3,7 @@
 import errno
 import socket
 import time
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +60,18 @@ class Line:
             raise PeerError("line-stays-up", "the outside line does not go down", peer="keeper")
 
     def up(self, routes: list[dict[str, str]]) -> None:
-        """Brings port B up and puts back the routes that went with it."""
+        """Brings port B up and puts back the routes that went with it; down again when one cannot be."""
         self._set("up")
-        with IPRoute() as netlink:
-            index = netlink.link_lookup(ifname=self.wan)[0]
-            for route in sorted(routes, key=lambda r: bool(r["gateway"])):
-                fields = {
-                    "dst": route["destination"],
-                    "oif": index,
-                    **({"gateway": route["gateway"]} if route["gateway"] else {}),
-                }
-                try:
-                    netlink.route("replace", **fields)
-                except NetlinkError:
-                    raise PeerError("route-lost", "a route over the outside line could not be put back", peer="keeper") from None
+        try:
+            with IPRoute() as netlink:
+                index = netlink.link_lookup(ifname=self.wan)[0]
+                for route in sorted(routes, key=lambda r: bool(r["gateway"])):
+                    gateway = {"gateway": route["gateway"]} if route["gateway"] else {}
+                    whole = route["destination"] in ("0.0.0.0/0", "::/0")
+                    netlink.route("replace", dst="default" if whole else route["destination"], oif=index, **gateway)
+        except (NetlinkError, OSError, IndexError):
+            self._set("down")
+            raise PeerError("route-lost", "a route over the outside line could not be put back", peer="keeper") from None
 
     def is_up(self) -> bool:
         """Whether port B is up; a port that is not there counts as up: nobody can say where it went."""
@@ -82,7 +81,7 @@ class Line:
 
     def wan_routes(self) -> list[dict[str, str]]:
         """Unicast routes over port B that the kernel does not make by itself."""
-        own = {f"{a.address}/{a.length}" for a in self.facts().addresses if a.link == self.wan}
+        own = {str(ip_network(f"{a.address}/{a.length}", strict=False)) for a in self.facts().addresses if a.link == self.wan}
         return [
             {"destination": route.destination, "gateway": route.gateway}
             for route in self.facts().routes

@@ -82,9 +82,7 @@ class Keeper:
             tokens = list(self._held.tokens.values())
             done = [t.name for t in tokens if self._restored(t, True, t.job, t.attempt)["restored"]]
             if self._held.unknown and not self._held.tokens and self._nothing_anywhere():
-                self._held.unknown = False
-                self._state.save(self._held)
-                self._line.up(self._held.routes)
+                self._give_back("unknown")
                 done.append("unknown")
             kept = [*self._held.tokens, *(["unknown"] if self._held.unknown else [])]
             return {"restored": done, "kept": kept}
@@ -171,10 +169,7 @@ class Keeper:
         }
         codes = [code for code, bad in failed.items() if bad]
         if token is not None and not codes:
-            del self._held.tokens[token.name]
-            self._state.save(self._held)
-            if not self._held.any:
-                self._line.up(self._held.routes)
+            self._give_back(token.name)
         return {
             "restored": token is not None and not codes,
             "token_matched": matched,
@@ -185,6 +180,15 @@ class Keeper:
             "line_up": self._line.is_up(),
             "codes": codes,
         }
+
+    def _give_back(self, name: str) -> None:
+        """The line first, the record after: a crash between them is a token too many, and the next start cuts."""
+        others = set(self._held.tokens) - {name}
+        if not others and (name == "unknown" or not self._held.unknown):
+            self._line.up(self._held.routes)
+        self._held.tokens.pop(name, None)
+        self._held.unknown = self._held.unknown and name != "unknown"
+        self._state.save(self._held)
 
     def _nothing_anywhere(self) -> bool:
         return bool(self._holders) and not proofs.holding(self._holders, "", 0) and proofs.open_attempts(self._ledger) == 0

@@ -1,7 +1,8 @@
 """Which attempts hold the line cut: one small file, replaced whole and flushed at every change.
 
-A marker beside it says that the file has been in use. A file that cannot be read, or is missing though the marker is there,
-is a token of an unknown attempt: the line is cut until `sweep` proves that nothing of any attempt is left (C14).
+A marker beside it says that the file has been in use, and which routes the line had. A file that cannot be read, or is missing
+though the marker is there, is a token of an unknown attempt: the line is cut until `sweep` proves that nothing of any attempt
+is left (C14).
 """
 
 import os
@@ -57,7 +58,7 @@ class State:
         try:
             return _read(parse(self._path.read_bytes(), what="keeper state"))
         except (OSError, Refusal, KeyError, TypeError, ValueError):
-            return Held(unknown=True)
+            return Held(routes=self._known_routes(), unknown=True)
 
     def save(self, held: Held) -> None:
         """Durable before it returns. Raises `OSError`: the caller must not go on without its record."""
@@ -68,9 +69,15 @@ class State:
             "routes": held.routes,
             "unknown": held.unknown,
         }
-        if not self._marker.exists():
-            _durable(self._marker, b"1\n")
+        if not self._marker.exists() or self._known_routes() != held.routes:
+            _durable(self._marker, canonical({"routes": held.routes}) + b"\n")
         _durable(self._path, canonical(content) + b"\n")
+
+    def _known_routes(self) -> list[dict[str, str]]:
+        try:
+            return list(parse(self._marker.read_bytes(), what="keeper marker")["routes"])
+        except (OSError, Refusal, KeyError, TypeError):
+            return []
 
 
 def _read(value: Any) -> Held:

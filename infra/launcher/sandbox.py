@@ -16,7 +16,7 @@ from pathlib import Path
 from infra.launcher import limits as control
 from infra.launcher.runtime import Runtime
 from infra.launcher.syscalls import filter_file
-from infra.processes import is_zombie, living_in
+from infra.processes import living_in
 from policies.train import SandboxLimits
 from rapha.errors import PeerError, Refusal
 
@@ -108,18 +108,29 @@ class Running:
         with self.lock:
             if self.process.poll() is None:
                 self.reason = self.reason or reason
-                with contextlib.suppress(ProcessLookupError):
-                    if living_in(self.pidns):
-                        os.kill(self.init, signal.SIGKILL)
+                self._kill_namespace()
                 with contextlib.suppress(ProcessLookupError):
                     self.process.kill()
         self._close_release()
         self.process.wait()
-        self._gone()
+        self.finish()
+
+    def finish(self) -> None:
+        """After bwrap's end: whatever the program left behind goes too. Returns when nothing is left, or after 5 s."""
+        self._kill_namespace()
+        end = time.monotonic() + 5
+        while self.left() and time.monotonic() < end:
+            time.sleep(0.02)
+
+    def _kill_namespace(self) -> None:
+        # Only while its number still belongs to this namespace: numbers are used again.
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{self.init}/ns/pid").stat().st_ino == self.pidns:
+                os.kill(self.init, signal.SIGKILL)
 
     def left(self) -> list[int]:
-        """Processes alive in the namespace; a zombie holds nothing."""
-        return [pid for pid in living_in(self.pidns) if not is_zombie(pid)]
+        """Processes alive in the namespace."""
+        return living_in(self.pidns)
 
     def exit(self) -> tuple[str, str]:
         """("completed" | "failed" | "timeout" | "killed", reason): a fixed set, whatever number the program chose (C16)."""
@@ -127,11 +138,6 @@ class Running:
         if reason:
             return ("timeout" if reason == "time" else "killed"), reason
         return ("completed" if self.process.returncode == 0 else "failed"), ""
-
-    def _gone(self) -> None:
-        end = time.monotonic() + 5
-        while self.left() and time.monotonic() < end:
-            time.sleep(0.02)
 
     def _close_release(self) -> None:
         if self.release >= 0:
@@ -202,6 +208,7 @@ def watch(running: Running, limits: SandboxLimits, cut: Callable[[], tuple[str, 
                 running.kill("cut")
         time.sleep(0.1)
     running.ended = running.ended or time.monotonic()
+    running.finish()
 
 
 def _overstep(running: Running, limits: SandboxLimits) -> str:

@@ -89,7 +89,7 @@ class LauncherSession:
         if running.process.poll() is None:
             return {"state": "running", "exit": "", "reason": "", "seconds": int(time.monotonic() - running.started)}
         if self._watcher is not None:
-            self._watcher.join(timeout=5)
+            self._watcher.join(timeout=10)
         outcome, reason = running.exit()
         seconds = int((running.ended or time.monotonic()) - running.started) + 1
         return {"state": "ended", "exit": outcome, "reason": reason, "seconds": seconds}

@@ -68,8 +68,8 @@ def train(
 ) -> Cleared[TrainEvidence]:
     """Runs the workload on the reader's records; its files end in `attempt.folder/outputs`.
 
-    cap: unique records that the job may be handed; on_progress(handed, total) about once a second. Raises `Refusal` from the door,
-    launcher, keeper or gate; `PeerError` when one of them died: the sandbox ends with the connection. Never retried.
+    cap: unique records that the job may be handed; on_progress(handed, total) about once a second. Never retried. Raises
+    `Refusal` from the door, launcher, keeper or gate; `PeerError` when one of them died: the sandbox ends with the connection.
     """
     open_door("train", gates, attempt, previous)
     wanted = _judged(attempt)
