@@ -129,12 +129,20 @@ def _verified(
 
 def read_bundle(raw: bytes) -> dict[str, str]:
     """The fields of a collateral bundle, each in its one form: known names, text, lower-case hex. Raises `ValueError`."""
-    document = json.loads(raw)
+    document = json.loads(raw, object_pairs_hook=_once)
     if not isinstance(document, dict) or set(document) != BUNDLE or not all(isinstance(v, str) for v in document.values()):
         raise ValueError("not a bundle")
     if not all(_HEX.fullmatch(document[name]) for name in BUNDLE if name.endswith(("_crl", "_signature"))):
         raise ValueError("not hex")
     return document
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys occur once: two readers must not take two values from one bundle."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 def _chains_fault(quote: bytes, bundle: dict[str, str], root: str) -> str:

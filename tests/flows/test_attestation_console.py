@@ -7,6 +7,8 @@ from pathlib import Path
 
 import cyclopts
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from flows.console.attest import register
 from infra.attester.synthetic import Machine, Tcb
@@ -69,6 +71,19 @@ def verify(console: Verify, tmp_path: Path) -> Verify:
 def test_real_sgx_quote_under_a_policy_that_names_its_state(verify: Verify) -> None:
     status, verdict = verify("sgx_quote", SGX, report_data=HELLO)
     assert (status, verdict["verdict"], verdict["mode"], verdict["not_checked"]) == (0, "cleared", "production", ["tpm"])
+
+
+def test_real_sgx_quote_with_intels_root_as_a_file(verify: Verify, tmp_path: Path) -> None:
+    chain = json.loads((SAMPLES / "sgx_quote_collateral.json").read_bytes())["tcb_info_issuer_chain"]
+    root = x509.load_pem_x509_certificates(chain.encode())[-1]
+    (tmp_path / "root.der").write_bytes(root.public_bytes(Encoding.DER))
+    assert verify("sgx_quote", SGX, root=tmp_path / "root.der")[0] == 0
+    (tmp_path / "root.der").write_bytes(Machine.create(MOMENT).root_der)
+    assert verify("sgx_quote", SGX, root=tmp_path / "root.der")[1]["codes"] == [
+        "quote-chain",
+        "root-development",
+        "root-not-pinned",
+    ]
 
 
 def test_real_tdx_quote_under_a_policy_that_names_its_state(verify: Verify) -> None:
@@ -226,6 +241,8 @@ def test_collateral_import_checks_and_never_goes_back(console: Verify, tmp_path:
     broken["tcb_info"] = broken["tcb_info"].replace('"UpToDate"', '"OutOfDate"')
     assert given(json.dumps(broken).encode())[1]["codes"] == ["collateral-signature"]
     assert given(b"{}")[1]["codes"] == ["collateral-malformed"]
+    twice = machine.collateral(MOMENT, Tcb(number=19)).replace(b"{", b'{"pck_crl": "00", ', 1)
+    assert given(twice)[1]["codes"] == ["collateral-malformed"]
     assert json.loads(into.read_bytes())["tcb_info"].count('"tcbEvaluationDataNumber":18') == 1
 
 
