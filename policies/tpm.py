@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from rapha.canonical import MAX_INTEGER
+
 MAX_PART = 2048
 GENERATED = b"\xffTCG"
 ST_ATTEST_QUOTE = 0x8018
@@ -74,6 +76,8 @@ def read_attest(raw: bytes) -> Attest:
         raise TpmFormatError("tpm-type")
     signer, extra = reader.sized().hex(), reader.sized()
     clock, resets, restarts, safe = reader.number(8), reader.number(4), reader.number(4), reader.number(1)
+    if clock > MAX_INTEGER:  # 285,000 years of milliseconds, and no JSON integer
+        raise TpmFormatError("tpm-malformed")
     reader.take(8)  # firmware version: enrolled PCRs speak for the firmware
     selection = _selection(reader)
     digest = reader.sized()

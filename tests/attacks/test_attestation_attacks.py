@@ -393,6 +393,7 @@ def test_G16_control(b: Bench) -> None:
         ({"magic": b"\xffTCH"}, "tpm-magic"),
         ({"kind": 0x8017}, "tpm-type"),
         ({"safe": False}, "tpm-clock-unsafe"),
+        ({"clock": 2**64 - 1}, "tpm-malformed"),
         ({"signer": b"\0\x0b" + bytes(32)}, "tpm-signer"),
     ],
 )
