@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import datetime as dt
 import json
 import os
 import sys
@@ -59,11 +60,11 @@ def build(
     purpose: list[str],
     agreement: str,
     consent_basis: str,
+    opt_outs_applied: str,
     modality: list[str],
     body_part: list[str],
     date_from: str,
     date_to: str,
-    opt_outs_applied: int | None = None,
     labels: Path | None = None,
     min_patients: int = 8,
     max_records: int | None = None,
@@ -78,16 +79,22 @@ def build(
 
     Reads RAPHA_DICOMWEB_BASE_URL and RAPHA_PHI_HMAC_KEY_BASE64. Every instance is hashed as it streams past; nothing is kept.
 
+    Example: `rapha manifest build m.json --records r.jsonl --cohort chest-dx --project chest-lesion --purpose research
+    --agreement dua-1 --consent-basis opt-out-applied --opt-outs-applied 2026-11-20
+    --modality DX --body-part CHEST --date-from 20240101 --date-to 20241231`
+
     Parameters
     ----------
-    path: where to write the manifest.
-    records: where to write the records file; it stays in the hospital.
-    opt_outs_applied: when those who said no were last taken out, seconds since 1970; now, when left out.
-    labels: JSON object of SOP Instance UID to class number, from the hospital's own reports.
-    burned_in_checked: somebody has looked for text burned into the images.
-
-    Example: `rapha manifest build m.json --records r.jsonl --cohort chest-dx --project chest-lesion --purpose research
-    --agreement dua-1 --consent-basis opt-out-applied --modality DX --body-part CHEST --date-from 20240101 --date-to 20241231`
+    path
+        Where to write the manifest.
+    records
+        Where to write the records file; it stays in the hospital.
+    opt_outs_applied
+        When those who said no were last taken out: a date, or a time as RFC 3339 has it (UTC where it names no zone).
+    labels
+        JSON object of SOP Instance UID to class number, from the hospital's own reports.
+    burned_in_checked
+        Somebody has looked for text burned into the images.
     """
     now = int(time.time())
     document: dict[str, Any] = {
@@ -97,7 +104,7 @@ def build(
         "cohort": cohort,
         "projects": [project],
         "purposes": purpose,
-        "consent": {"basis": consent_basis, "opt_outs_applied_at": opt_outs_applied or now},
+        "consent": {"basis": consent_basis, "opt_outs_applied_at": _time(opt_outs_applied)},
         "scope": {"modalities": modality, "body_parts": body_part, "date_from": date_from, "date_to": date_to},
         "limits": {
             "max_records": max_records or 1,
@@ -130,14 +137,18 @@ def build(
 def sign_manifest(path: Path, *, key: Path, role: Role, out: Path | None = None, as_json: AsJson = False) -> Result:
     """Add one approver's signature to the manifest at PATH.
 
+    Example: `rapha manifest sign manifest.json --role dpo --key dpo.pem`
+
     Parameters
     ----------
-    path: the manifest.
-    key: the approver's Ed25519 private key (PEM, readable by its owner alone).
-    role: custodian, dpo or caldicott; each signs with a key of their own.
-    out: where to write it; in place, when left out.
-
-    Example: `rapha manifest sign manifest.json --role dpo --key dpo.pem`
+    path
+        The manifest.
+    key
+        The approver's Ed25519 private key (PEM, readable by its owner alone).
+    role
+        Custodian, dpo or caldicott; each signs with a key of their own.
+    out
+        Where to write it; in place, when left out.
     """
     _, document, name = read_manifest(_bytes(path))
     others = [entry for entry in document.get("signatures", []) if entry.get("role") != role]
@@ -161,11 +172,12 @@ def check(
     What is not given is read from the node's configuration: RAPHA_DATASET_MANIFEST_PATH, RAPHA_DATASET_RECORDS_PATH,
     RAPHA_TRUST_DIR, RAPHA_SITE_POLICY_PATH, RAPHA_DICOMWEB_STUDY_QUERY_JSON. Versions that this node has seen are not looked up.
 
+    Example: `rapha manifest check manifest.json --job job.json`
+
     Parameters
     ----------
-    job: a declaration to hold to it as well; without one, the widest job that the manifest allows is assumed.
-
-    Example: `rapha manifest check manifest.json --job job.json`
+    job
+        A declaration to hold to it as well; without one, the widest job that the manifest allows is assumed.
     """
     manifest, document, name = read_manifest(_bytes(path or Path(_variable("RAPHA_DATASET_MANIFEST_PATH"))))
     found = read_records(_bytes(records or Path(_variable("RAPHA_DATASET_RECORDS_PATH")), 1 << 30))
@@ -248,6 +260,14 @@ def _variable(name: str) -> str:
     if not value:
         raise ConfigurationError([f"missing-{name.removeprefix('RAPHA_').lower().replace('_', '-')}"], f"{name} is not set")
     return value
+
+
+def _time(text: str) -> int:
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(["time-malformed"], "--opt-outs-applied is neither a date nor a time") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp())
 
 
 def _labels(path: Path | None) -> dict[str, int]:

@@ -44,12 +44,14 @@ def minimise_file(file: Path | None = None, *, project: str | None = None, as_js
     Reads RAPHA_PHI_HMAC_KEY_BASE64. Input: one data set or an array of them (PS3.18 F.2), as a QIDO-RS or metadata answer has
     it; output: the same shape. With --json: {"datasets": […], "dropped": {reason: count}, "project": …}.
 
+    Example: `curl -s $URL/studies/$UID/metadata | rapha minimise --project chest-lesion`
+
     Parameters
     ----------
-    file: the input; standard input, when left out or `-`.
-    project: whose pseudonyms; that of RAPHA_DATASET_MANIFEST_PATH, when left out.
-
-    Example: `curl -s $URL/studies/$UID/metadata | rapha minimise --project chest-lesion`
+    file
+        The input; standard input, when left out or `-`.
+    project
+        Whose pseudonyms; that of RAPHA_DATASET_MANIFEST_PATH, when left out.
     """
     given = parse(_input(file), limit=MAX_INPUT, what="DICOM JSON")
     name = project or _manifest_project()
@@ -66,11 +68,12 @@ def find(*keys: str, pacs: Pacs = "primary", level: Level = "study", limit: int 
 
     At least one key must bound the question: an empty one or only wildcards refuses.
 
+    Example: `rapha pacs find --pacs primary StudyDate=20240101-20240107 ModalitiesInStudy=DX`
+
     Parameters
     ----------
-    keys: attribute keywords or tags, such as StudyDate=20240101-20240131 ModalitiesInStudy=CT PatientID=12345678.
-
-    Example: `rapha pacs find --pacs primary StudyDate=20240101-20240107 ModalitiesInStudy=DX`
+    keys
+        Attribute keywords or tags, such as StudyDate=20240101-20240131 ModalitiesInStudy=CT PatientID=12345678.
     """
     filters = _filters(keys)
     archive = _archive(pacs)
@@ -96,12 +99,14 @@ def retrieve(
 ) -> Result:
     """Retrieve a study, a series or an instance into the folder OUT, as the archive stores it.
 
+    Example: `rapha pacs retrieve 1.2.840.1.2.3 --out ./study --pacs primary`
+
     Parameters
     ----------
-    study: Study Instance UID.
-    out: a new or empty folder; files are numbered, their names say nothing.
-
-    Example: `rapha pacs retrieve 1.2.840.1.2.3 --out ./study --pacs primary`
+    study
+        Study Instance UID.
+    out
+        A new or empty folder; files are numbered, their names say nothing.
     """
     for uid in (study, series, instance):
         if uid is not None and not (_UID.fullmatch(uid) and len(uid) <= 64):

@@ -1,11 +1,13 @@
 """`rapha manifest`, `rapha minimise` and `rapha pacs` on the embedded hospital, from a query to the gate's verdict."""
 
 import base64
+import datetime as dt
 import io
 import json
 import os
 import sys
 import threading
+import time
 
 import cyclopts
 import pytest
@@ -24,7 +26,7 @@ from rapha.signing import write_private, write_public
 from tests.fixtures.manifest import declaration_document
 
 KEY = bytes(range(1, 33))
-NAMES = "--cohort c --project p --purpose q --agreement a --consent-basis b "
+NAMES = "--cohort c --project p --purpose q --agreement a --consent-basis b --opt-outs-applied 2026-11-20 "
 SCOPE = "--modality DX --body-part CHEST --date-from 20240101 --date-to 20241231"
 
 
@@ -80,8 +82,9 @@ def signed(rapha, cohort, tmp_path):
     """A manifest that was built from the archive and signed by the three approvers: (manifest, records file)."""
     paths = tmp_path / "manifest.json", tmp_path / "records.jsonl"
     (tmp_path / "labels.json").write_text(json.dumps(cohort.labels))
+    yesterday = dt.datetime.fromtimestamp(time.time() - 86400, dt.UTC).isoformat()
     names = f"--cohort chest-dx --project chest-lesion --purpose diagnostic-model-research --agreement {AGREEMENT}".split()
-    scope = f"--consent-basis {CONSENT} --modality DX --body-part CHEST --date-from 20240101 --date-to 20241231".split()
+    scope = f"--opt-outs-applied {yesterday} --consent-basis {CONSENT} {SCOPE}".split()
     status, said = rapha(
         "manifest", "build", paths[0], "--records", paths[1], "--labels", tmp_path / "labels.json", *names, *scope
     )
