@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="holds the journal, chain.json and the development keys")
     parser.add_argument("--block-time", type=float, default=0.5, help="seconds between the empty blocks that make things final")
     parser.add_argument("--depth", type=int, default=4, help="how many empty blocks follow a transaction")
-    parser.add_argument("--idle", type=float, default=20, help="seconds between empty blocks when nothing happens")
+    parser.add_argument("--idle", type=float, default=60, help="seconds between empty blocks when nothing happens")
     options = parser.parse_args()
     options.state.mkdir(parents=True, exist_ok=True)
     rpc = Rpc(Evm(options.state / "journal.jsonl"))

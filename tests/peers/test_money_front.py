@@ -10,6 +10,7 @@ from web3 import HTTPProvider, Web3
 
 from infra.chain.accounts import CHAIN_ID, ROLES, account
 from infra.chain.evm import Evm
+from infra.chain.rpc import Rpc
 from policies.escrow import DEVELOPMENT_ACCOUNTS
 from tests.fixtures.chain import address, front
 
@@ -96,3 +97,24 @@ def test_the_gate_knows_every_development_account() -> None:
 
 def nonce(web3: Web3) -> int:
     return int(web3.eth.get_transaction_count(account("ai-team").address))
+
+
+def test_an_idle_chain_keeps_time_and_a_busy_one_becomes_final(tmp_path: Path) -> None:
+    now = [1_800_000_000.0]
+    rpc = Rpc(Evm(tmp_path / "journal.jsonl", clock=lambda: now[0]))
+
+    def height() -> int:
+        return int(str(rpc.call("eth_blockNumber", [])), 16)
+
+    for _ in range(10):
+        rpc.tick(depth=4, idle=60)
+    assert height() == 4
+    now[0] += 70
+    for _ in range(10):
+        rpc.tick(depth=4, idle=60)
+    assert height() == 5
+    sent = {"nonce": 0, "to": account("node").address, "value": 1, "gas": 21000, "gasPrice": 10**10, "chainId": CHAIN_ID}
+    rpc.call("eth_sendRawTransaction", ["0x" + bytes(account("ai-team").sign_transaction(sent).raw_transaction).hex()])
+    for _ in range(10):
+        rpc.tick(depth=4, idle=60)
+    assert height() == 10
