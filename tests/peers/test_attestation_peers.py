@@ -1,6 +1,7 @@
 """The attester as a process with a real swtpm: enrolment by credential activation, evidence, restarts, other machines."""
 
 import datetime as dt
+import json
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cyclopts
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -17,13 +19,15 @@ from cryptography.x509.oid import NameOID
 
 from blocks.attester import Attester, Identity
 from blocks.credential import make_credential
+from flows.console.attest import register
 from infra.attester.development import development_policy
 from infra.attester.synthetic import Machine
 from infra.attester.tee import DeviceTee
 from infra.attester.tpm import DeviceTpm
 from policies.attestation_limits import read_limits
-from policies.platform import Platform
+from policies.platform import Platform, read_platform
 from policies.tpm import read_attest
+from rapha.console.app import run
 from rapha.errors import PeerError, Refusal
 from tasks.shared.enrol import enrol
 from tests.fixtures.attestation import Bench, bench
@@ -97,6 +101,17 @@ def test_swtpm_evidence_clears_both_gates(tmp_path: Path, monkeypatch: pytest.Mo
     b = against(tmp_path, monkeypatch, process, platform)
     first = b.attest()
     assert b.reattest(first).verdict.cleared
+
+
+def test_enrolment_at_the_console(tmp_path: Path, process: Process, capsys: pytest.CaptureFixture[str]) -> None:
+    app, out = cyclopts.App(name="rapha", version_flags=[]), tmp_path / "platform.json"
+    register(app)
+    words = ["node", "enrol", "--socket", str(process.socket), "--machine", "node-1", "--out", str(out), "--json"]
+    assert run(app, words) == 3
+    assert json.loads(capsys.readouterr().out)["codes"] == ["enrol-development-tpm"]
+    maker = process.state / "tpm" / "maker" / "issuercert.pem"
+    assert run(app, [*words, "--mode", "development", "--ek-root", str(maker)]) == 0
+    assert json.loads(capsys.readouterr().out)["platform"] == read_platform(out.read_bytes()).digest
 
 
 def test_swtpm_after_an_orderly_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: Process) -> None:
