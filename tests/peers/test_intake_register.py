@@ -230,7 +230,8 @@ def test_J09_settle_and_deliver_go_on_in_place(register: Register, stage: str) -
     assert state(register, job) == "owing"
     again = register.claim("worker-2", NOW + LEASE, LEASE)
     assert again and (again.number, again.nonce, again.stage, again.resumes) == (1, lease.nonce, stage, True)
-    assert again.token != lease.token
+    assert refused(register, "renew", lease, NOW + LEASE, LEASE) == ("lease-lost",)  # the same attempt, another's lease
+    assert refused(register, "finish", lease, "done", now=NOW + LEASE) == ("lease-lost",)
     register.finish(again, "failed", ["chain-unreachable"], "node", now=NOW + LEASE)
     assert state(register, job) == "dead"
     register.retry(job, now=NOW + LEASE)
