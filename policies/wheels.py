@@ -21,13 +21,6 @@ MAX_RECORD = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class KnownWheel:
-    name: str
-    version: str
-    record: str  # digest of the normalised RECORD
-
-
-@dataclass(frozen=True, slots=True)
 class Record:
     """A parsed RECORD. `files`: path below the library folder -> `sha256:…`."""
 
@@ -50,20 +43,31 @@ def read_record(raw: bytes) -> Record | None:
     return Record(digest(text.encode()), files)
 
 
-def table(extra: Iterable[Mapping[str, str]] = ()) -> dict[str, KnownWheel]:
-    """record digest -> wheel: the project's table and the hospital's own (objects with name, version, record)."""
-    out: dict[str, KnownWheel] = {}
+@dataclass(frozen=True, slots=True)
+class KnownTable:
+    """What passes by digest. wheels: digests of normalised RECORDs; layers: diff ids of base image layers that the hospital has
+    checked itself (an interpreter and its libraries): every file of such a layer passes."""
+
+    wheels: frozenset[str]
+    layers: frozenset[str] = frozenset()
+
+    @property
+    def digest(self) -> str:
+        lines = [f"record {d}\n" for d in sorted(self.wheels)] + [f"layer {d}\n" for d in sorted(self.layers)]
+        return digest("".join(lines).encode())
+
+
+def table(extra: Iterable[Mapping[str, str]] = ()) -> KnownTable:
+    """The project's table and the hospital's own rows: objects with name, version and either record or layer."""
+    found: dict[str, set[str]] = {"record": set(), "layer": set()}
     for row in (*KNOWN_WHEELS, *extra):
-        if set(row) != {"name", "version", "record"} or not is_digest(row["record"]):
+        kind = "layer" if "layer" in row else "record"
+        if set(row) != {"name", "version", kind} or not is_digest(row[kind]):
             raise ConfigurationError(
                 ["known-wheels-malformed"], "a row of the table of known wheels has not exactly name, version, record"
             )
-        out[row["record"]] = KnownWheel(row["name"], row["version"], row["record"])
-    return out
-
-
-def table_digest(wheels: Mapping[str, KnownWheel]) -> str:
-    return digest("".join(f"{record}\n" for record in sorted(wheels)).encode())
+        found[kind].add(row[kind])
+    return KnownTable(frozenset(found["record"]), frozenset(found["layer"]))
 
 
 def _installer_added(path: str) -> bool:

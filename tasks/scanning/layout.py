@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,10 +122,10 @@ class Image:
     entry_point: str
 
 
-def unpack_image(path: Path, tree: Unpacked, declared: str | None, entry_point: str | None) -> Image:
-    """Unpacks the image's /workload into `tree`, remarks on its configuration, and says which image it was.
+def unpack_image(path: Path, tree: Unpacked, layers: Set[str], declared: str | None, entry_point: str | None) -> Image:
+    """Unpacks the image's root file system into `tree`: /workload, and whole the layers whose diff id is in `layers`.
 
-    Raises `Refusal` for a layout that cannot be followed to its end.
+    Remarks on its configuration, and says which image it was. Raises `Refusal` for a layout that cannot be followed to its end.
     """
     with open_layout(path) as layout:
         if layout.document("oci-layout") != {"imageLayoutVersion": "1.0.0"}:
@@ -139,7 +139,7 @@ def unpack_image(path: Path, tree: Unpacked, declared: str | None, entry_point: 
         config = _read(layout, manifest.get("config"))
         for code in config_codes(config, entry_point):
             tree.remark(code)
-        _layers(layout, manifest.get("layers"), config.get("rootfs"), tree)
+        _layers(layout, manifest.get("layers"), config.get("rootfs"), layers, tree)
     return Image(chosen["digest"], "".join(entry_points(config)[:1]))
 
 
@@ -168,7 +168,7 @@ def _read(layout: Layout, descriptor: Any) -> dict[str, Any]:
     return value
 
 
-def _layers(layout: Layout, layers: Any, rootfs: Any, tree: Unpacked) -> None:
+def _layers(layout: Layout, layers: Any, rootfs: Any, known: Set[str], tree: Unpacked) -> None:
     ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) and rootfs.get("type") == "layers" else None
     if not isinstance(layers, list) or len(layers) > 128:
         raise Refusal(["image-malformed"], side="job")
@@ -178,11 +178,11 @@ def _layers(layout: Layout, layers: Any, rootfs: Any, tree: Unpacked) -> None:
         if layer["mediaType"] == LAYER_GZIP:
             with tempfile.TemporaryFile() as plain:
                 _inflate(stream, plain, layer["size"], diff_id, tree.limits)
-                tree.add_tar(plain, layer=number, root=ROOT)
+                tree.add_tar(plain, layer=number, root=ROOT, known=diff_id in known)
         elif layer["digest"] != diff_id:
             raise Refusal(["image-blob-differs"], side="job")
         else:
-            tree.add_tar(stream, layer=number, root=ROOT)
+            tree.add_tar(stream, layer=number, root=ROOT, known=diff_id in known)
 
 
 def _inflate(packed: BinaryIO, plain: Any, size: int, diff_id: str, limits: ScanLimits) -> None:

@@ -5,14 +5,15 @@ is the only pass. Reading stops at the first thing that makes the rest unreadabl
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from policies.image import ROOT
 from policies.python_source import module_names
 from policies.scan import FileFact, Remark, Report, ScanLimits, judge_files
-from policies.wheels import INSTALLER_FILES, MAX_RECORD, KnownWheel, read_record, table, table_digest
+from policies.wheels import INSTALLER_FILES, MAX_RECORD, KnownTable, read_record, table
 from rapha.canonical import parse
 from rapha.errors import ConfigurationError, Refusal
 from tasks.scanning.forms import read_form
@@ -37,7 +38,7 @@ class Scanned:
 def scan(
     path: Path,
     destination: Path,
-    wheels: Mapping[str, KnownWheel],
+    known: KnownTable,
     limits: ScanLimits,
     *,
     kind: str | None = None,
@@ -54,7 +55,7 @@ def scan(
     try:
         found = kind or ("oci" if is_layout(path) else "source")
         if found == "oci":
-            image = unpack_image(path, tree, declared, entry_point)
+            image = unpack_image(path, tree, known.layers, declared, entry_point)
             manifest, started = image.manifest, started or image.entry_point
         elif path.is_dir():
             tree.add_folder(path)
@@ -62,18 +63,18 @@ def scan(
             with path.open("rb") as stream:
                 tree.add_tar(stream)
         wanted = started if found == "oci" or entry_point is not None else None
-        remarks, own, known = _judge(tree, wheels, wanted)
+        remarks, own, passed = _judge(tree, known.wheels, wanted, f"{ROOT}/" if found == "oci" else "")
     except Refusal as stop:
-        remarks, own, known = [Remark(code) for code in stop.codes], 0, 0
+        remarks, own, passed = [Remark(code) for code in stop.codes], 0, 0
     except OSError as error:
         raise ConfigurationError(["scan-unreadable"], f"the workload cannot be read ({type(error).__name__})") from None
     report = Report(
         files=len(tree.files),
         own=own,
-        known=known,
+        known=passed,
         size=tree.size,
         tree=tree.tree,
-        wheels=table_digest(wheels),
+        wheels=known.digest,
         remarks=(*tree.remarks, *remarks),
     )
     return Scanned(found, manifest, started, report)
@@ -94,35 +95,36 @@ def hospital_wheels(path: Path | None) -> list[dict[str, str]]:
 
 
 @contextmanager
-def scanned_aside(path: Path, wheels: Mapping[str, KnownWheel], limits: ScanLimits) -> Iterator[Scanned]:
+def scanned_aside(path: Path, known: KnownTable, limits: ScanLimits) -> Iterator[Scanned]:
     """A scan that leaves nothing behind."""
     with tempfile.TemporaryDirectory(prefix="rapha-scan-") as folder:
-        yield scan(path, Path(folder) / "tree", wheels, limits)
+        yield scan(path, Path(folder) / "tree", known, limits)
 
 
-def _judge(tree: Unpacked, wheels: Mapping[str, KnownWheel], entry_point: str | None) -> tuple[list[Remark], int, int]:
-    """(remarks, own files, files that pass by digest)."""
+def _judge(tree: Unpacked, wheels: Set[str], entry_point: str | None, below: str) -> tuple[list[Remark], int, int]:
+    """(remarks, own files, files that pass by digest). `below`: where the workload's own files are."""
     listed, remarks = _listed(tree, wheels)
-    known, changed = set(), []
+    known, changed = {path for path, written in tree.files.items() if written.known}, []
     for path, wanted in listed.items():
         written = tree.files.get(path)
-        if written is None:
+        if written is None or written.known:
             continue
         if wanted in {written.digest, ""}:
             known.add(path)
         else:
             changed.append(Remark("wheel-file-changed", path))
     own = [path for path in tree.files if path not in known]
-    local = {name for path in own if path.endswith(".py") for name in module_names(path)}
+    local = {name for path in own if path.endswith(".py") for name in module_names(path.removeprefix(below))}
+    entry_point = None if entry_point is None else below + entry_point
     facts: list[FileFact] = [read_form(tree.folder, path, tree.files[path], local) for path in sorted(own)]
     return [*remarks, *changed, *judge_files(facts, local, entry_point)], len(own), len(known)
 
 
-def _listed(tree: Unpacked, wheels: Mapping[str, KnownWheel]) -> tuple[dict[str, str], list[Remark]]:
+def _listed(tree: Unpacked, wheels: Set[str]) -> tuple[dict[str, str], list[Remark]]:
     """path -> digest that a known wheel's RECORD gives it ("" for what the installer itself wrote)."""
     listed: dict[str, str] = {}
     remarks = []
-    for path in [p for p in tree.files if p.endswith(_RECORD)]:
+    for path in [p for p, written in tree.files.items() if p.endswith(_RECORD) and not written.known]:
         record = read_record((tree.folder / path).read_bytes()) if tree.files[path].size <= MAX_RECORD else None
         if record is None or record.digest not in wheels:
             remarks.append(Remark("record-unknown", path))

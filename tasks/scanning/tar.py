@@ -18,13 +18,16 @@ _KINDS: dict[bytes, Kind] = {b"0": "file", b"\0": "file", b"7": "file", b"5": "f
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """name: as the archive has it; special: set-id or sticky bits, or extended attributes; offset, size: of its bytes."""
+    """name: as the archive has it; special: set-id or sticky bits, or extended attributes; offset, size: of its bytes;
+    target: of a symbolic link, "" for a hard one."""
 
     name: str
     kind: Kind
     special: bool
     offset: int
     size: int
+    executable: bool = False
+    target: str = ""
 
 
 def members(stream: BinaryIO) -> Iterator[Member]:
@@ -130,8 +133,10 @@ def _member(header: bytes, kind: bytes, extended: dict[str, str], offset: int, s
     what = _KINDS.get(kind, "device")
     if any(key.startswith("GNU.sparse") for key in extended):
         what = "device"
-    special = bool(_number(header[100:108]) & 0o7000) or any("xattr" in key or "acl" in key.lower() for key in extended)
-    return Member(name, what, special, offset, size)
+    mode = _number(header[100:108])
+    special = bool(mode & 0o7000) or any("xattr" in key or "acl" in key.lower() for key in extended)
+    target = extended.get("linkpath") or _text(header[157:257].split(b"\0", 1)[0]) if kind == b"2" else ""
+    return Member(name, what, special, offset, size, bool(mode & 0o111), target)
 
 
 def _ustar_name(header: bytes) -> str:

@@ -25,11 +25,13 @@ _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A file of the tree: its size, its digest, and the layer that it came from."""
+    """A file of the tree: its size, its digest ("link <target>" for a link of a known layer), the layer that it came from, and
+    whether that layer is known."""
 
     size: int
     digest: str
     layer: int
+    known: bool = False
 
 
 @dataclass
@@ -52,20 +54,21 @@ class Unpacked:
     def remark(self, code: str, path: str = "") -> None:
         self.remarks.append(Remark(code, path))
 
-    def add_tar(self, stream: BinaryIO, *, layer: int = 0, root: str = "") -> None:
-        """A tar. `root`: the one folder whose content is taken (an image's), "" for all. Raises `Refusal` when it must stop."""
+    def add_tar(self, stream: BinaryIO, *, layer: int = 0, root: str = "", known: bool = False) -> None:
+        """A tar. `root`: the one folder below which files may be (an image's), "" for all; `known`: a layer that passes whole,
+        by its digest. Raises `Refusal` when it must stop."""
         for member in members(stream):
             self._count(member.size)
             path = _clean(member.name, self.limits.max_path)
             if path is None:
                 self.remark("path-unsafe", _printable(member.name))
                 continue
-            inner = _below(path, root)
-            if inner is None:
-                if member.kind != "folder":
-                    self.remark("path-outside", path)
-            elif inner:
-                self._member(stream, member, inner, layer, whiteouts=bool(root))
+            if known:
+                self._known(stream, member, path, layer)
+            elif path and _below(path, root):
+                self._member(stream, member, path, layer, whiteouts=bool(root))
+            elif path and member.kind != "folder":
+                self.remark("path-outside", path)
 
     def add_folder(self, source: Path) -> None:
         """A folder, read without following links."""
@@ -104,6 +107,27 @@ class Unpacked:
             stream.seek(member.offset)
             self._write(stream, path, member.size, layer)
 
+    def _known(self, stream: BinaryIO, member: Member, path: str, layer: int) -> None:
+        """A member of a layer that the hospital knows: links stay links, set-id bits and hard links do not."""
+        if path.rpartition("/")[2].startswith(_WHITEOUT):
+            self._whiteout(path, layer)
+        elif member.kind == "folder":
+            self._folder(path)
+        elif member.kind == "link" and member.target:
+            self._link(path, member.target, layer)
+        elif member.kind == "file":
+            stream.seek(member.offset)
+            self._write(stream, path, member.size, layer, known=True, executable=member.executable)
+        else:
+            self.remark(f"file-{member.kind}", path)
+
+    def _link(self, path: str, target: str, layer: int) -> None:
+        if path in self.files or path in self.folders or not self._folder(path.rpartition("/")[0]):
+            self.remark("path-twice", path)
+            return
+        (self.folder / path).symlink_to(target)
+        self.files[path] = Written(0, f"link {target}", layer, True)
+
     def _whiteout(self, path: str, layer: int) -> None:
         """Takes a path of the layers below away (OCI layer specification, "Whiteouts")."""
         folder, _, name = path.rpartition("/")
@@ -127,7 +151,9 @@ class Unpacked:
                 self.folders.add(here)
         return True
 
-    def _write(self, stream: BinaryIO, path: str, size: int, layer: int) -> None:
+    def _write(
+        self, stream: BinaryIO, path: str, size: int, layer: int, *, known: bool = False, executable: bool = False
+    ) -> None:
         held = self.files.get(path)
         if path in self.folders or (held is not None and held.layer == layer):
             self.remark("path-twice", path)
@@ -140,7 +166,9 @@ class Unpacked:
         if found is None:
             self.remark("file-changed", path)
             return
-        self.files[path] = Written(size, found, layer)
+        if executable:
+            (self.folder / path).chmod(0o755)
+        self.files[path] = Written(size, found, layer, known)
 
     def _count(self, size: int) -> None:
         self.seen += 1
@@ -173,10 +201,8 @@ def _clean(name: str, longest: int) -> str | None:
     return path if ok else None
 
 
-def _below(path: str, root: str) -> str | None:
-    if not root or path == "":
-        return path
-    return "" if path == root else path.removeprefix(root + "/") if path.startswith(root + "/") else None
+def _below(path: str, root: str) -> bool:
+    return not root or path.startswith(root + "/")
 
 
 def _printable(name: str) -> str:
@@ -184,14 +210,14 @@ def _printable(name: str) -> str:
 
 
 def digest_tree(folder: Path) -> str:
-    """`Unpacked.tree` of what lies below `folder` now: hashed again. A link or a special file gives another digest."""
+    """`Unpacked.tree` of what lies below `folder` now: hashed again. A device or pipe gives another digest."""
     lines = []
     for here, names, files in os.walk(folder, followlinks=False):
-        lines += [((Path(here) / n).relative_to(folder).as_posix(), "link") for n in names if (Path(here) / n).is_symlink()]
-        for name in files:
-            path = Path(here) / name
-            regular = stat.S_ISREG(path.lstat().st_mode)
-            lines.append((path.relative_to(folder).as_posix(), _digest_of(path) if regular else "special"))
+        for path in [Path(here) / name for name in (*names, *files)]:
+            mode = path.lstat().st_mode
+            if not stat.S_ISDIR(mode):
+                found = f"link {path.readlink()}" if stat.S_ISLNK(mode) else _digest_of(path) if stat.S_ISREG(mode) else "special"
+                lines.append((path.relative_to(folder).as_posix(), found))
     return digest("".join(f"{path}\0{found}\n" for path, found in sorted(lines)).encode())
 
 
@@ -204,12 +230,12 @@ def _digest_of(path: Path) -> str:
 
 
 def seal(folder: Path) -> None:
-    """Makes the tree read-only for everybody."""
+    """Makes the tree read-only for everybody; what was executable stays so."""
     for here, names, files in os.walk(folder, topdown=False):
-        for name in files:
-            (Path(here) / name).chmod(0o444)
-        for name in names:
-            (Path(here) / name).chmod(0o555)
+        for path in [Path(here) / name for name in (*files, *names)]:
+            mode = path.lstat().st_mode
+            if not stat.S_ISLNK(mode):
+                path.chmod(0o555 if stat.S_ISDIR(mode) or mode & 0o111 else 0o444)
     folder.chmod(0o555)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from policies.known_wheels import KNOWN_WHEELS
 from policies.scan import ScanLimits
-from policies.wheels import KnownWheel, read_record, table
+from policies.wheels import KnownTable, read_record, table
 from rapha.errors import ConfigurationError
 from tasks.scanning.scan import Scanned, hospital_wheels, scan
 from tests.fixtures.workload import FILES, SITE_PACKAGES
@@ -35,7 +35,7 @@ def lay_out(folder: Path) -> Path:
     return folder
 
 
-def scanned(source: Path, destination: Path, wheels: dict[str, KnownWheel] | None = None) -> Scanned:
+def scanned(source: Path, destination: Path, wheels: KnownTable | None = None) -> Scanned:
     return scan(source, destination, table() if wheels is None else wheels, ScanLimits(), kind="source", entry_point="train.py")
 
 
@@ -74,7 +74,7 @@ def test_a_file_of_a_known_wheel_at_another_path_is_judged(tmp_path: Path) -> No
 
 
 def test_without_the_table_nothing_passes_by_digest(tmp_path: Path) -> None:
-    report = scanned(lay_out(tmp_path / "w"), tmp_path / "tree", {}).report
+    report = scanned(lay_out(tmp_path / "w"), tmp_path / "tree", KnownTable(frozenset())).report
     assert report.known == 0 and {"record-unknown", "elf-unknown"} <= set(report.codes)
 
 
