@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from policies.gate import Evidence, Gate, check, limits_json
+from rapha.canonical import MAX_INTEGER
 
 POLYGON = 137
 # Circle's own USDC on Polygon PoS; the bridged USDC.e is another token.
@@ -231,6 +232,12 @@ def covers(e: EscrowEvidence) -> bool:
     )
 
 
+@check("escrow-too-large", "job", "The deposit is beyond 2^53 units of the token.", "Declare fewer records or a lower price.")
+def countable(e: EscrowEvidence) -> bool:
+    """Signed JSON holds whole numbers up to 2^53: a larger sum could be paid but not recorded."""
+    return e.held.price * e.held.max_records <= MAX_INTEGER
+
+
 @check("escrow-cohort-too-small", "job", "The job pays for fewer records than a cohort may have.", "Ask for a larger cohort.")
 def large_enough(e: EscrowEvidence) -> bool:
     return e.asked.max_records >= e.limits.min_records > 0
@@ -305,6 +312,7 @@ CHECKS = (
     same_owner,
     same_price,
     covers,
+    countable,
     large_enough,
     deadline_late_enough,
     same_payees,

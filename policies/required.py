@@ -65,6 +65,7 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
             "escrow-payees-differ",
             "escrow-price-differs",
             "escrow-token-not-allowed",
+            "escrow-too-large",
             "escrow-underfunded",
         }
     ),

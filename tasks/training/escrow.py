@@ -8,6 +8,7 @@ from typing import Any
 from blocks.chain import Chain, Escrow, Final
 from policies.escrow import Asked, EscrowEvidence, EscrowLimits, Held, escrow_gate, node_id, owner_id
 from policies.gate import Evidence
+from rapha.canonical import MAX_INTEGER
 from rapha.declaration import Declaration
 from rapha.errors import PeerError
 from tasks.attempt import Attempt
@@ -114,7 +115,7 @@ def _held(held: Escrow | None) -> Held:
         node=held.node,
         owner=held.owner,
         token=held.token,
-        price=held.price,
+        price=min(held.price, MAX_INTEGER),  # beyond it no declared price can be equal
         max_records=held.max_records,
         deadline=held.deadline,
         threshold=held.threshold,

@@ -70,6 +70,10 @@ def test_I01_a_job_without_a_right_deposit_never_starts(town: Town, tmp_path: Pa
     assert judged(town, next(folder), escrow, limits={"min_records": 41}) == "escrow-cohort-too-small"
     assert judged(town, next(folder), escrow, limits={"payees": PAYEES[::-1]}) == "escrow-payees-differ"
     assert judged(town, next(folder), escrow, limits={"attestors": (address("hospital"),)}) == "escrow-attestors-differ"
+    town.token_call("mint", address_sum("ai-team"), 2**128)
+    vast = town.fund(price=2**96 - 1, max_records=2**32 - 1)
+    town.mine(3)
+    assert judged(town, next(folder), vast) == "escrow-price-differs,escrow-too-large"
     # A vault whose address holds no contract, and a chain that is not the configured one.
     nowhere = money.Chain(town.url, 31337, address("hospital"), town.token)
     assert "escrow-no-vault" in judged(town, next(folder), escrow, nowhere, vault=address("hospital"))

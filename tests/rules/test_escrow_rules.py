@@ -131,6 +131,10 @@ ONE_FACT = [
     (asked(price=49_999), "escrow-price-differs"),
     (asked(max_records=41), "escrow-underfunded"),
     (held(max_records=39), "escrow-underfunded"),
+    (
+        replace(GOOD, asked=replace(ASKED, price=10**12, max_records=10**5), held=replace(HELD, price=10**12, max_records=10**5)),
+        "escrow-too-large",
+    ),
     (asked(max_records=9), "escrow-cohort-too-small"),
     (limits(min_records=0), "escrow-cohort-too-small"),
     (held(deadline=NOW + 86400 - 1), "escrow-deadline-short"),
