@@ -75,8 +75,8 @@ def _looks(node: Node) -> dict[str, Callable[[], object]]:
         "orchestrator": lambda: _answers(node.settings.text("RAPHA_ORCHESTRATOR_API_BASE")),
         "chain": lambda: _chain(node),
         "clock": lambda: _clock(node),
-        "attestor": lambda: [_answers(url) for url in node.settings.text("RAPHA_ATTESTOR_URL").split(",")],
-        "attester": lambda: node.attester.identity(),
+        "attestor": lambda: _all_answer(node.settings.text("RAPHA_ATTESTOR_URL").split(",")),
+        "attester": node.attester.identity,
         "keeper": lambda: _keeper(node),
         "reader": lambda: _holds(node.settings.path("RAPHA_READER_SOCKET"), "reader"),
         "launcher": lambda: _holds(node.settings.path("RAPHA_LAUNCHER_SOCKET"), "launcher"),
@@ -105,7 +105,7 @@ def _disk(folder: Path) -> None:
 def _archive(node: Node) -> None:
     """One study-level question within the outer bound, at most one answer."""
     archive = DicomWeb(node.settings.text("RAPHA_DICOMWEB_BASE_URL"), timeouts=Timeouts(connect=5.0, idle=15.0))
-    archive.probe(node.settings.outer_query)
+    archive.list_studies(node.settings.outer_query, limit=1)
 
 
 def _answers(url: str) -> None:
@@ -113,6 +113,11 @@ def _answers(url: str) -> None:
     if not urlsplit(url).hostname:
         raise Refusal(["url-missing"], "PREFECT_API_URL is not set")
     httpx.get(url, timeout=5.0, trust_env=False)
+
+
+def _all_answer(urls: list[str]) -> None:
+    for url in urls:
+        _answers(url)
 
 
 def _chain(node: Node) -> None:

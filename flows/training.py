@@ -236,9 +236,12 @@ class _Run:
         self.enter("train")
         launcher = self.connections.enter_context(node.launcher())
         spec, cap = self._sandbox(), self.declaration.budget.max_records
-        taught = training(
-            fetched, attempt, node.gates, self.reader, launcher, self.keeper, spec, limits.train, cap, self.view.progress
-        )
+        epochs = self.declaration.run.epochs
+
+        def shown(handed: int, total: int) -> None:
+            self.view.progress(handed, epochs * total)
+
+        taught = training(fetched, attempt, node.gates, self.reader, launcher, self.keeper, spec, limits.train, cap, shown)
         self.passed(taught)
         self.enter("output")
         grant = guarding.Grant(max_bytes=self.manifest.evidence.max_output_bytes, max_metrics=self.manifest.evidence.max_metrics)

@@ -58,7 +58,11 @@ class Supervisor:
         """Ends every member, newest first: SIGTERM, then SIGKILL after five seconds."""
         for member in reversed(self.members):
             process = member.process
-            if process is None or process.poll() is not None:
+            if process is None:
+                continue
+            if process.stdout is not None:
+                process.stdout.close()
+            if process.poll() is not None:
                 continue
             process.terminate()
             try:
@@ -112,20 +116,21 @@ def _die_with_parent() -> None:
 
 
 def _line_ready(process: subprocess.Popen[bytes], timeout: float) -> bool:
-    if process.stdout is None:
+    """The pipe stays open: a process that prints once more must not die of it."""
+    pipe = process.stdout
+    if pipe is None:
         return False
     until, seen = time.monotonic() + timeout, b""
-    with process.stdout as pipe:
-        while time.monotonic() < until:
-            if select.select([pipe], [], [], 0.2)[0]:
-                block = os.read(pipe.fileno(), 4096)
-                seen += block
-                if any(line.strip() == b"ready" for line in seen.splitlines()):
-                    return True
-                if not block:
-                    return False
-            elif process.poll() is not None:
+    while time.monotonic() < until:
+        if select.select([pipe], [], [], 0.2)[0]:
+            block = os.read(pipe.fileno(), 4096)
+            seen += block
+            if b"ready" in seen.split(b"\n")[:-1]:
+                return True
+            if not block:
                 return False
+        elif process.poll() is not None:
+            return False
     return False
 
 

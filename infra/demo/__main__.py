@@ -45,7 +45,7 @@ def main() -> int:
         try:
             up = stack.enter_context(world(folder, max(24, options.studies // 2), show.say))
             show.say(f"[bold]the engine's UI: {up.ui}[/bold]")
-            report = _job(up, show) if _is_new(up.layout) else _known(up)
+            report = _job(up, show, over) if _is_new(up.layout) else _known(up)
         except RaphaError as error:
             return _failed(error, as_json=options.json)
         if options.json:
@@ -76,7 +76,7 @@ def _known(up: World) -> dict[str, Any]:
     return {"receipt": str(receipt), "verified": verified["verdict"], "restarted": True}
 
 
-def _job(up: World, show: Show) -> dict[str, Any]:
+def _job(up: World, show: Show, over: threading.Event) -> dict[str, Any]:
     """One job from its declaration to the money; raises at the first thing that did not happen."""
     root = up.layout.root
     accounts, attestor = up.chain["accounts"], up.chain["accounts"]["attestor"]
@@ -85,9 +85,7 @@ def _job(up: World, show: Show) -> dict[str, Any]:
     began = time.monotonic()
     job = submit(up.settings.text("RAPHA_ORCHESTRATOR_CALLBACK_URL"), raw, up.layout.secret("webhook"))
     show.say(f"the webhook took it: job [bold]{job[:23]}…[/bold]; its event starts the run")
-    stop = threading.Event()
-    ended = follow(root / "ledger", job, show)
-    stop.set()
+    ended = follow(root / "ledger", job, show, over)
     attempt = _last_attempt(root / "attempts" / job.removeprefix("sha256:"))
     _publish(root, attempt)
     if ended != "delivered":

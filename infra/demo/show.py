@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,10 +47,10 @@ class Show:
             self.say(f"  [cyan]{entry.kind}[/cyan] {', '.join(body.get('codes', []))}")
 
 
-def follow(ledger: Path, job: str, show: Show) -> str:
+def follow(ledger: Path, job: str, show: Show, over: threading.Event) -> str:
     """Shows the job's entries as they come; the kind of the last one ("delivered" or "ended"), or "" when none came in time."""
     seen, until = 0, time.monotonic() + PATIENCE
-    while time.monotonic() < until:
+    while time.monotonic() < until and not over.is_set():
         entries = list(_whole(ledger))
         for entry in entries[seen:]:
             if entry.body.get("job") == job:
