@@ -95,8 +95,10 @@ class _Session(requests.Session):
         kwargs["headers"] = {k: v for k, v in (kwargs.get("headers") or {}).items() if k != "Host"}  # it leaves the port out
         kwargs["headers"]["Accept-Encoding"] = "identity"
         response = super().get(url, **{**kwargs, "stream": True, "allow_redirects": False})
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise PeerError("pacs-answer-odd", "the archive compresses what it was asked to send plain", peer="pacs")
         body, end = bytearray(), time.monotonic() + self._whole
-        for block in response.iter_content(BLOCK):
+        while block := response.raw.read1(BLOCK):
             body += block
             if len(body) > MAX_PAGE_BYTES or time.monotonic() > end:
                 response.close()
@@ -163,7 +165,7 @@ class DicomWeb:
         search = self._client.search_for_instances if level == "instances" else self._client.search_for_studies
         try:
             page = search(limit=limit, offset=offset, fields=list(fields), search_filters=dict(filters))
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise PeerError(
                 "pacs-unreachable", f"the archive did not answer a query ({type(error).__name__})", peer="pacs"
             ) from None
@@ -197,6 +199,7 @@ class DicomWeb:
         finally:
             if response is not None:
                 response.close()
+                response.release_conn()  # a closed connection must go back too, or the pool runs dry
 
     def _dicom_parts(self, response: urllib3.BaseHTTPResponse) -> Iterator[Part]:
         boundary = boundary_of(response.headers.get("Content-Type", ""))
@@ -207,7 +210,7 @@ class DicomWeb:
 
     def _blocks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         end = time.monotonic() + self._timeouts.whole
-        while block := response.read(BLOCK):
+        while block := response.read1(BLOCK):  # one receive at a time, so that a drip is seen for what it is
             if time.monotonic() > end:
                 raise PeerError("pacs-slow", "the archive's answer does not end", peer="pacs")
             yield block

@@ -1,5 +1,6 @@
 """What the reader holds for one attempt, from `begin` to `finish` or to the end of the connection."""
 
+import os
 import socket
 import threading
 from contextlib import suppress
@@ -59,6 +60,7 @@ class Holding:
         self._staging: Staging | None = None
         self._listing: Listing | None = None
         self._staged: list[tuple[Record, Staged]] = []
+        self._whole = False
         self._meter = Meter(0, begin.cap)
         self._lines: list[tuple[socket.socket, threading.Thread]] = []
 
@@ -88,26 +90,38 @@ class Holding:
         if self._listing is None:
             raise Refusal(["reader-not-queried"], "the archive was not queried in this attempt")
         self._drop_staging()
+        try:
+            return self._fetch(self._listing)
+        except OSError:
+            self._drop_staging()
+            raise Refusal(["staging-unwritable"], "the staging folder cannot be written") from None
+        except (PeerError, Refusal):
+            self._drop_staging()
+            raise
+
+    def _fetch(self, listing: Listing) -> dict[str, Any]:
         before = self._list()
-        self._staging = staging = Staging(self._root, f"{self.begin.job.removeprefix('sha256:')[:32]}-{self.begin.attempt}")
-        retrieval = Retrieval(self._archive, staging, self._key)
-        if before.results == self._listing.results:  # else the gate refuses, and nothing needs to be retrieved for that
+        self._staging = Staging(self._root, f"{self.begin.job.removeprefix('sha256:')[:32]}-{self.begin.attempt}")
+        retrieval = Retrieval(self._archive, self._staging, self._key)
+        if before.results == listing.results:  # else the gate refuses, and nothing needs to be retrieved for that
             retrieval.run(before.places, before.crowded)
         after = self._list()
         if before.results != after.results:
-            self._drop_staging()
             raise PeerError("pacs-set-changed", "the archive's set changed during the retrieval", peer="pacs")
-        wanted = [self._records[name] for name in sorted(self._listing.places)]
+        wanted = [self._records[name] for name in sorted(listing.places)]
         self._staged = [(record, retrieval.received[record.record]) for record in wanted if record.record in retrieval.received]
         self._meter = Meter(len(self._staged), self.begin.cap)
-        return self._facts(wanted, retrieval.extra, before, after)
+        facts = self._facts(wanted, retrieval.extra, before, after)
+        self._whole = _is_whole(facts)
+        return facts
 
     def attach(self, fds: list[int]) -> int:
         """Serves the loader on each descriptor, with a thread of its own."""
-        if not self._staged or any(staged.image is None for _, staged in self._staged):
+        if not self._whole:
+            for fd in fds:
+                os.close(fd)
             raise Refusal(["reader-nothing-staged"], "there is nothing whole in staging to hand over")
-        for fd in fds:
-            sock = socket.socket(fileno=fd)
+        for sock in [socket.socket(fileno=fd) for fd in fds]:
             thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
             self._lines.append((sock, thread))
             thread.start()
@@ -170,7 +184,7 @@ class Holding:
 
     def _drop_staging(self) -> bool:
         gone = self._staging.destroy() if self._staging is not None else True
-        self._staging, self._staged = None, []
+        self._staging, self._staged, self._whole = None, [], False
         return gone
 
     def _hang_up(self) -> None:
@@ -222,3 +236,10 @@ class Holding:
             return Reply(OUT_OF_RANGE)
         facts = {"record": record.record, "patient": record.patient, "label": record.label, "attributes": image.attributes}
         return Reply(OK, facts, region)
+
+
+def _is_whole(facts: dict[str, Any]) -> bool:
+    """What the reader demands of staging by itself before it hands anything over, whatever a gate says."""
+    clean = facts["missing"] == facts["changed"] == facts["undecodable"] == 0 < facts["received"]
+    same = facts["results"] == facts["before"] == facts["after"] and facts["expected_root"] == facts["received_root"]
+    return clean and same and facts["sealed"] is True

@@ -59,8 +59,6 @@ class Retrieval:
         for instance in wanted if crowded or len(wanted) == 1 else (None,):
             with self._archive.retrieve(study, series, instance) as parts:
                 for part in parts:
-                    if self._stop.is_set():
-                        raise PeerError("pacs-stopped", "another retrieval of this attempt failed", peer="pacs")
                     self._one(part, wanted)
 
     def _one(self, part: Part, wanted: Mapping[str, str]) -> None:
@@ -68,6 +66,8 @@ class Retrieval:
         with ExitStack() as undo:
             writer = None
             for block in part.body:
+                if self._stop.is_set():
+                    raise PeerError("pacs-stopped", "another retrieval of this attempt failed", peer="pacs")
                 content.feed(block)
                 if writer is not None:
                     writer.write(block)

@@ -1,6 +1,8 @@
-"""The reader's verbs on its socket: begin · query · fetch · attach · counts · finish. One connection is one attempt."""
+"""The reader's verbs on its socket: begin · query · fetch · attach · counts · finish · holds. One connection is one attempt."""
 
 import os
+import stat
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rapha.errors import Refusal
 MAX_RECORDS_FILE = 1 << 30
 MAX_DAYS = 366 * 200
 Answer = dict[str, Any]
+_SESSIONS: "weakref.WeakSet[ReaderSession]" = weakref.WeakSet()
 
 
 class ReaderSession:
@@ -25,6 +28,7 @@ class ReaderSession:
         self._archive, self._hospital_key = archive, hospital_key
         self._records, self._staging = records, staging
         self._holding: Holding | None = None
+        _SESSIONS.add(self)
 
     def do_begin(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """Starts an attempt, or starts it again after a failed peer. Refuses a second attempt on one connection."""
@@ -51,8 +55,9 @@ class ReaderSession:
         return self._held().fetch()
 
     def do_attach(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
-        if not fds:
-            raise Refusal(["reader-request-odd"], "attach comes with descriptors")
+        if not fds or not all(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in fds):
+            _close(fds)
+            raise Refusal(["reader-request-odd"], "attach comes with sockets")
         return {"lines": self._held().attach(fds)}
 
     def do_counts(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
@@ -64,6 +69,13 @@ class ReaderSession:
         facts = self._held().finish()
         self.closed()
         return facts
+
+    def do_holds(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Whether a connection holds this attempt, or, asked for ("", 0), any: the keeper's question before it reconnects."""
+        _close(fds)
+        wanted = (message.get("job"), message.get("attempt"))
+        begun = [(held.begin.job, held.begin.attempt) for session in list(_SESSIONS) if (held := session._holding)]
+        return {"holds": bool(begun) if wanted == ("", 0) else wanted in begun}
 
     def closed(self) -> None:
         if self._holding is not None:

@@ -30,7 +30,10 @@ class Staging:
 
     def __init__(self, root: Path, name: str) -> None:
         self.folder = root / name
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=False)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            raise Refusal(["reader-busy"], "another connection holds this attempt") from None
         self._name = name.encode()
         self._aead: AESGCM | None = AESGCM(secrets.token_bytes(32))
         self._files = 0
