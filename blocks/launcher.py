@@ -18,7 +18,8 @@ from rapha.errors import PeerError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """What to run. kind "source": `workload` is the tar whose SHA-256 is `workload_digest`; kind "oci": `workload` is the
-    unpacked root file system whose `tree_digest` is `workload_digest`, and `interpreter` its Python ("" looks for it).
+    unpacked root file system whose `tree_digest` is `workload_digest`. An image with a Python of its own (`interpreter`, "" looks
+    for it) is run by that; one that holds /workload alone by the hospital's, with /workload/site-packages.
 
     launcher: the hospital's launcher script and its digest; weights: base weights and their digest, or both empty;
     environment: RAPHA_EPOCHS, RAPHA_BATCH_SIZE, RAPHA_SEED, OMP_NUM_THREADS, decimal numbers only.

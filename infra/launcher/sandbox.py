@@ -31,14 +31,17 @@ _MASKED = ("kcore", "keys", "key-users", "timer_list", "kallsyms", "kmsg", "kpag
 class Box:
     """Where a sandbox's files are (`folder`, in the launcher's memory), what it runs, and with what.
 
-    root: an unpacked image whose top folders become the sandbox's, or None for the host's libraries.
+    root: an unpacked image with an interpreter of its own, whose top folders become the sandbox's, or None for the host's
+    libraries; workload: what is shown as /workload.
     """
 
     folder: Path
     runtime: Runtime
+    python: str
     limits: SandboxLimits
     environment: dict[str, str]
     fds: list[int]
+    workload: Path
     root: Path | None = None
     dropped: bool = False
 
@@ -50,7 +53,7 @@ class Box:
         argv += [word for name in _MASKED if Path("/proc", name).exists() for word in ("--ro-bind", "/dev/null", f"/proc/{name}")]
         argv += ["--bind", f"{self.folder}/shm", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
         argv += ["--bind", f"{self.folder}/tmp", "/tmp", "--bind", f"{self.folder}/out", "/out"]  # noqa: S108
-        argv += ["--ro-bind", f"{self.folder}/in/rapha", "/rapha", "--ro-bind", f"{self.folder}/in/workload", "/workload"]
+        argv += ["--ro-bind", f"{self.folder}/in/rapha", "/rapha", "--ro-bind", str(self.workload), "/workload"]
         argv += ["--remount-ro", "/", "--chdir", "/workload"]
         argv += [word for name, value in self.environment.items() for word in ("--setenv", name, value)]
         argv += ["--json-status-fd", str(status), "--block-fd", str(block), "--seccomp", str(syscalls)]

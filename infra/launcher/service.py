@@ -136,7 +136,7 @@ class LauncherSession:
         tried, seen = self._probe(box)
         if tried:
             raise Refusal(["sandbox-open", *(f"sandbox-open-{code}" for code in tried)])
-        running = sandbox.start(box, [self._python(request), "-s", "/rapha/launch.py", request["entry_point"]], self._name)
+        running = sandbox.start(box, [box.python, "-s", "/rapha/launch.py", request["entry_point"]], self._name)
         self._running = running
         registered = self._registered(request, running.pidns)
         facts = IsolationFacts(
@@ -204,25 +204,34 @@ class LauncherSession:
         return content.Inside(workload, launcher, digest, place)
 
     def _box(self, request: Message, inside: content.Inside, fds: list[int]) -> sandbox.Box:
-        packages = ":".join(["/rapha/lib", *(self._launcher.runtime.packages if request["kind"] == "source" else ())])
+        image = self._folder / "root" if request["kind"] == "oci" else None
+        python = (request["interpreter"] or _image_python(image)) if image else ""
+        runtime = self._launcher.runtime
+        # An image without an interpreter is a workload with packages of its own, run by the hospital's Python.
+        own = ["/workload/site-packages"] if image and (image / "workload/site-packages").is_dir() else []
+        packages = ":".join(["/rapha/lib", *own, *(() if python else runtime.packages)])
         environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
         environment |= {"PYTHONPATH": packages, "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         environment |= {**request["environment"], "RAPHA_LOADER_FDS": ",".join(map(str, fds))}
         if inside.weights_path:
             environment["RAPHA_BASE_WEIGHTS"] = inside.weights_path
-        root = Path(request["workload"]) if request["kind"] == "oci" else None
-        limits: SandboxLimits = request["limits"]
-        return sandbox.Box(self._folder, self._launcher.runtime, limits, environment, fds, root, self._launcher.drop)
-
-    def _python(self, request: Message) -> str:
-        return str(request["interpreter"]) if request["kind"] == "oci" else self._launcher.runtime.python
+        return sandbox.Box(
+            folder=self._folder,
+            runtime=runtime,
+            python=python or runtime.python,
+            limits=request["limits"],
+            environment=environment,
+            fds=fds,
+            workload=_shown_workload(self._folder),
+            root=image if python else None,
+            dropped=self._launcher.drop,
+        )
 
     def _probe(self, box: sandbox.Box) -> tuple[list[str], int]:
         """Runs the probe in the same sandbox, by the launcher's own interpreter or the image's. No answer is a refusal."""
-        python = box.runtime.python if box.root is None else _image_python(box.root)
         said: list[bytes] = []
         names = ",".join([*box.environment, "PWD"])
-        program = [python, "-s", "/rapha/probe.py", names, ",".join(map(str, box.fds))]
+        program = [box.python, "-s", "/rapha/probe.py", names, ",".join(map(str, box.fds))]
         running = sandbox.start(box, program, f"{self._name}-probe", capture=said)
         try:
             if sandbox.links_of(running.init) != ("lo:down",):
@@ -274,10 +283,13 @@ def _answer(raw: bytes) -> tuple[list[str], int]:
 
 
 def _image_python(root: Path) -> str:
-    for name in ("usr/bin/python3", "usr/local/bin/python3", "opt/venv/bin/python3", "bin/python3"):
-        if os.path.lexists(root / name):
-            return f"/{name}"
-    raise Refusal(["image-no-python"], "the image has no Python where one is looked for", side="job")
+    names = ("usr/bin/python3", "usr/local/bin/python3", "opt/venv/bin/python3")
+    return next((f"/{name}" for name in names if os.path.lexists(root / name)), "")
+
+
+def _shown_workload(folder: Path) -> Path:
+    image = folder / "root" / "workload"
+    return image if image.is_dir() and not image.is_symlink() else folder / "in" / "workload"
 
 
 def _checked(message: Message, fds: list[int]) -> Message:
@@ -304,7 +316,4 @@ def _checked(message: Message, fds: list[int]) -> Message:
     wrong = [name for name, ok in right.items() if ok is not True]
     if wrong:
         raise Refusal(["launcher-bad-request", *(f"launcher-bad-{name}" for name in wrong)])
-    checked = {**message, "limits": limits}
-    if message["kind"] == "oci" and not message["interpreter"]:
-        checked["interpreter"] = _image_python(Path(message["workload"]))
-    return checked
+    return {**message, "limits": limits}
