@@ -298,7 +298,7 @@ class Bench:
 
     def post(self, body: bytes, **how: Any) -> httpx.Response:
         async def call() -> httpx.Response:
-            transport = httpx.ASGITransport(build(self.desk, PATH), raise_app_exceptions=False)
+            transport = httpx.ASGITransport(build(self.desk, PATH))
             async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
                 return await client.post(PATH, content=body, headers=headers(SECRET, body, **how))
 

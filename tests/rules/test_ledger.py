@@ -256,6 +256,16 @@ def test_a_ledger_shorter_than_its_head_takes_no_entry(ledger: Ledger) -> None:
         assert refusal.value.codes == ("ledger-truncated",)
 
 
+def test_H04_the_last_entry_written_anew_in_the_same_size_is_not_read(ledger: Ledger) -> None:
+    changed = lines(ledger)
+    changed[-1] = rehashed(entry_at(ledger, LENGTH - 1), body={"n": 91}).line()
+    assert len(changed[-1]) == len(lines(ledger)[-1])
+    put(ledger, changed)
+    with pytest.raises(Refusal) as refusal:
+        list(ledger.entries())
+    assert refusal.value.codes == ("ledger-truncated",)
+
+
 def test_a_torn_append_is_taken_back_and_a_whole_one_is_signed_for(ledger: Ledger) -> None:
     head = ledger.folder / HEAD
     before = head.read_bytes()
