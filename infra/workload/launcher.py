@@ -16,9 +16,9 @@ WORKLOAD = "/workload"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def entry_path(name: str, folder: str = WORKLOAD) -> Path:
+def entry_path(name: str) -> Path:
     """The entry point's file, which must lie in the workload. Exits with status 2 when it does not."""
-    root = Path(folder).resolve()
+    root = Path(WORKLOAD).resolve()
     path = (root / name).resolve()
     if path.suffix != ".py" or not path.is_relative_to(root) or not path.is_file():
         sys.exit(2)
