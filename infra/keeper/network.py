@@ -103,10 +103,10 @@ class Line:
                 return "refused" if error.errno == errno.ECONNREFUSED else "unreachable" if error.errno in _GONE else "odd"
         return "reached"
 
-    def reached(self, *, seconds: float = 5.0) -> str:
+    def reached(self, *, seconds: float = 3.0) -> str:
         """The control: the probe over port B, tried again while the line comes up."""
         end = time.monotonic() + seconds
-        while (outcome := self.probe(over_wan=True)) != "reached" and time.monotonic() < end:
+        while (outcome := self.probe(over_wan=True, seconds=1.0)) != "reached" and time.monotonic() < end:
             time.sleep(0.1)
         return outcome
 

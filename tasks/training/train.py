@@ -124,12 +124,14 @@ def _followed(
     attempt: Attempt, reader: Reading, launcher: Launcher, keeper: Keeper, on_progress: Callable[[int, int], None]
 ) -> Exit:
     """Waits for the end, a second at a time, telling how many records went; a broken cut ends the run at once."""
-    while (now := launcher.wait(1.0)).state == "running":
-        if keeper.watch(attempt.job, attempt.number):
-            launcher.kill()
+    while True:
+        now = launcher.wait(1.0)
         counts = reader.counts()
         on_progress(counts.handed, counts.total)
-    return now
+        if now.state != "running":
+            return now
+        if keeper.watch(attempt.job, attempt.number):
+            launcher.kill()
 
 
 def _judged(attempt: Attempt) -> dict[str, str]:

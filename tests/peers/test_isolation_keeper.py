@@ -14,11 +14,17 @@ from tests.fixtures.isolation import World, job_of, make_world
 REACH = ["python3", "-c", "import socket; socket.create_connection(('198.51.100.2', 7), 2)"]
 
 
-@pytest.fixture
-def world() -> Iterator[World]:
+@pytest.fixture(scope="module")
+def node() -> Iterator[World]:
     made = make_world(sandboxes=False)
     yield made
     made.close()
+
+
+@pytest.fixture
+def world(node: World) -> World:
+    node.refresh()
+    return node
 
 
 def reaches(world: World) -> bool:
