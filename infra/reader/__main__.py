@@ -57,6 +57,8 @@ def hospital_key(text: str, name: str) -> bytes:
     except binascii.Error:
         raise ConfigurationError(["pseudonym-key-malformed"], f"{name} is not base64") from None
     project_key(key, "probe")
+    if any(key == key[:period] * (len(key) // period) for period in (1, 2, 4, 8, 16)):
+        raise ConfigurationError(["pseudonym-key-weak"], f"{name} is a pattern, not a random key")
     return key
 
 
