@@ -202,10 +202,12 @@ def test_every_command_that_is_announced_is_there(target: str) -> None:
 
 def test_the_published_part_stands_alone() -> None:
     """What an AI team installs imports without the engine and without any of the node's rooms."""
+    rooms = {*ROOMS[1:], "prefect", "sqlalchemy", "fastapi"}
     script = (
         "import sys, importlib, pkgutil, rapha\n"
-        "for m in pkgutil.walk_packages(rapha.__path__, 'rapha.'):\n    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
-        f"print(*sorted({{m.split('.')[0] for m in sys.modules}} & {set(ROOMS[1:]) | {'prefect', 'sqlalchemy', 'fastapi'}!r}))\n"
+        "for m in pkgutil.walk_packages(rapha.__path__, 'rapha.'):\n"
+        "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+        f"print(*sorted({{m.split('.')[0] for m in sys.modules}} & {rooms!r}))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=HOME, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("", "")
