@@ -96,32 +96,16 @@ def build(
     burned_in_checked
         Somebody has looked for text burned into the images.
     """
-    now = int(time.time())
-    document: dict[str, Any] = {
-        "version": 1,
-        "manifest_id": f"{cohort}-{version_number}",
-        "agreement_id": agreement,
-        "cohort": cohort,
-        "projects": [project],
-        "purposes": purpose,
-        "consent": {"basis": consent_basis, "opt_outs_applied_at": _time(opt_outs_applied)},
-        "scope": {"modalities": modality, "body_parts": body_part, "date_from": date_from, "date_to": date_to},
-        "limits": {
-            "max_records": max_records or 1,
-            "min_patients": min_patients,
-            "max_output_bytes": max_output_bytes,
-            "max_metrics": max_metrics,
-        },
-        "record_set": {"root": "sha256:" + "0" * 64, "count": 1, "patients": 1},
-        "burned_in_checked": burned_in_checked,
-        "issued_at": now,
-        "expires_at": now + days * DAY,
-        "version_number": version_number,
-    }
-    scope = scope_of(read_manifest(canonical(document))[0].scope)  # strict before the archive is asked
+    who = {"agreement_id": agreement, "cohort": cohort, "projects": [project], "purposes": purpose}
+    scope = {"modalities": modality, "body_parts": body_part, "date_from": date_from, "date_to": date_to}
+    limits = {"min_patients": min_patients, "max_output_bytes": max_output_bytes, "max_metrics": max_metrics}
+    document = _draft(who, scope, {"max_records": max_records or 1, **limits}, version_number, days)
+    document |= {"consent": {"basis": consent_basis, "opt_outs_applied_at": _time(opt_outs_applied)}}
+    document |= {"burned_in_checked": burned_in_checked}
+    bounds = scope_of(read_manifest(canonical(document))[0].scope)  # strict before the archive is asked
     archive = DicomWeb(_variable("RAPHA_DICOMWEB_BASE_URL"))
     key = project_key(_hospital_key(), project)
-    found = collect_records(archive, scope, key, _labels(labels), progress=_show if sys.stderr.isatty() else None)
+    found = collect_records(archive, bounds, key, _labels(labels), progress=_show if sys.stderr.isatty() else None)
     if not found:
         raise ConfigurationError(["manifest-no-records"], "the archive holds nothing within this scope")
     patients = len({record.patient for record in found})
@@ -132,6 +116,22 @@ def build(
     path.write_text(json.dumps(document, indent=2) + "\n")
     said = f"{len(found)} records of {patients} patients; next: rapha manifest sign {path} --role custodian --key KEY.pem"
     return Result({"manifest": str(path), "records": str(records), **document["record_set"]}, [said])
+
+
+def _draft(who: dict[str, Any], scope: dict[str, Any], limits: dict[str, Any], version_number: int, days: int) -> dict[str, Any]:
+    """A manifest before its records are known."""
+    now = int(time.time())
+    return {
+        "version": 1,
+        "manifest_id": f"{who['cohort']}-{version_number}",
+        **who,
+        "scope": scope,
+        "limits": limits,
+        "record_set": {"root": "sha256:" + "0" * 64, "count": 1, "patients": 1},
+        "issued_at": now,
+        "expires_at": now + days * DAY,
+        "version_number": version_number,
+    }
 
 
 def sign_manifest(path: Path, *, key: Path, role: Role, out: Path | None = None, as_json: AsJson = False) -> Result:
