@@ -85,7 +85,6 @@ class _Session(requests.Session):
     def __init__(self, ca: Path | None, whole: float) -> None:
         super().__init__()
         self.trust_env = False
-        self.max_redirects = 0
         self.verify = str(ca) if ca else True
         self._whole = whole
         self.mount("http://", _RawAdapter())
@@ -165,12 +164,12 @@ class DicomWeb:
         search = self._client.search_for_instances if level == "instances" else self._client.search_for_studies
         try:
             page = search(limit=limit, offset=offset, fields=list(fields), search_filters=dict(filters))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            raise PeerError("pacs-answer-odd", "the archive's answer to a query is not DICOM JSON", peer="pacs") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise PeerError(
                 "pacs-unreachable", f"the archive did not answer a query ({type(error).__name__})", peer="pacs"
             ) from None
-        except (ValueError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-            raise PeerError("pacs-answer-odd", "the archive's answer to a query is not DICOM JSON", peer="pacs") from None
         if not isinstance(page, list) or not all(isinstance(answer, dict) for answer in page):
             raise PeerError("pacs-answer-odd", "the archive's answer to a query is not DICOM JSON", peer="pacs")
         return page
