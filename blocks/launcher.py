@@ -1,7 +1,7 @@
 """The launcher: starts the trainer's sandbox in the node's namespace and ends it. One connection is one sandbox.
 
-Verbs: launch · wait(seconds) · kill · proof · collect(destination) · holds. Closing the connection kills the sandbox and wipes
-what it wrote.
+Verbs: probe · launch · wait(seconds) · kill · proof · collect(destination) · holds. Closing the connection kills the sandbox
+and wipes what it wrote.
 """
 
 import hashlib
@@ -95,6 +95,11 @@ class Launcher(Channel):
             raise PeerError(
                 "launcher-odd-answer", "the launcher's answer has not the shape of a launch", peer="launcher"
             ) from None
+
+    def probe(self) -> tuple[tuple[str, ...], str]:
+        """(codes of what a sandbox could do here and must not, how limits are held), with nothing run. For `rapha doctor`."""
+        answer = self.call("probe", timeout=60.0)
+        return tuple(str(code) for code in answer["open"]), str(answer["mechanism"])
 
     def wait(self, seconds: float) -> Exit:
         """Returns after `seconds` (at most 5) or once the sandbox has ended."""

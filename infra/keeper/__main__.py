@@ -25,7 +25,8 @@ def main() -> None:
     options = parser.parse_args()
     host, _, port = options.probe.rpartition(":")
     lan = tuple(name for name in options.lan.split(",") if name and name != "lo")
-    run = options.socket.resolve().parent
+    sockets = (options.socket, options.launcher, options.reader)
+    run = tuple({str(folder) for path in sockets for folder in (path.absolute().parent, path.resolve().parent)})
     line = Line(options.wan, lan, tuple(options.lan_route), (host.strip("[]"), int(port)), run)
     holders = {"launcher": options.launcher, "reader": options.reader}
     keeper = Keeper(line, State(options.state), options.ledger, holders)

@@ -24,10 +24,12 @@ class Line:
     """Port B of the namespace that this process lives in, and what else is there.
 
     wan: port B's name; lan: the hospital's interfaces; lan_routes: the networks behind them (CIDR); probe: (host, port) beyond B;
-    run: the folder in which the node's own UNIX sockets live.
+    run: the folders in which the node's own UNIX sockets live.
     """
 
-    def __init__(self, wan: str, lan: tuple[str, ...], lan_routes: tuple[str, ...], probe: tuple[str, int], run: Path) -> None:
+    def __init__(
+        self, wan: str, lan: tuple[str, ...], lan_routes: tuple[str, ...], probe: tuple[str, int], run: tuple[str, ...]
+    ) -> None:
         self.wan, self.lan, self.lan_routes, self._probe, self._run = wan, lan, lan_routes, probe, run
 
     def facts(self) -> NetworkFacts:
@@ -169,12 +171,12 @@ def _takes_ipv6(name: str) -> bool:
         return False  # a kernel without IPv6
 
 
-def _foreign_sockets(run: Path) -> list[str]:
+def _foreign_sockets(run: tuple[str, ...]) -> list[str]:
     """Listening UNIX sockets of this network namespace, but the node's own. Abstract ones are reachable by whoever is in it."""
     found = []
     for line in Path("/proc/self/net/unix").read_text().splitlines()[1:]:
         words = line.split(maxsplit=7)
         listening = int(words[3], 16) & 0x10000 != 0
-        if listening and len(words) == 8 and not words[7].startswith(f"{run}/"):
+        if listening and len(words) == 8 and str(Path(words[7]).parent) not in run:
             found.append("@abstract" if words[7].startswith("@") else "path")
     return found

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from infra.daemon import serve
-from infra.launcher import mounts, runtime
+from infra.launcher import limits, mounts, runtime, sandbox
 from infra.launcher.sandbox import NOBODY
 from infra.launcher.service import Launcher, LauncherSession
 
@@ -20,6 +20,8 @@ def main() -> None:
     )
     parser.add_argument("--keeper", type=Path, help="the keeper's socket; without it no sandbox passes the train gate")
     options = parser.parse_args()
+    sandbox.check_version()
+    limits.sweep()
     stage = mounts.enter_private_namespace()
     found = runtime.find(options.python.absolute(), tuple(path.resolve() for path in options.packages), stage / "runtime")
     launcher = Launcher(stage, found, options.keeper, drop=_can_become_nobody())

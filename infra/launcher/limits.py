@@ -40,6 +40,16 @@ class Group:
                     time.sleep(0.02)
 
 
+def sweep() -> None:
+    """Removes the empty groups of launchers that were killed; one that is in use cannot be removed."""
+    for controller in ("", "memory", "pids"):
+        own = _own(controller)
+        if own is not None:
+            for folder in (ROOT / controller / own).glob("rapha-*"):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
 def make(name: str, memory_bytes: int, processes: int) -> Group:
     """The strongest group that can be made here."""
     return _make_v2(name, memory_bytes, processes) or _make_v1(name, memory_bytes, processes) or Group("rlimits")

@@ -18,10 +18,11 @@ from infra.launcher.runtime import Runtime
 from infra.launcher.syscalls import filter_file
 from infra.processes import living_in
 from policies.train import SandboxLimits
-from rapha.errors import PeerError, Refusal
+from rapha.errors import ConfigurationError, PeerError, Refusal
 
 BWRAP = "/usr/bin/bwrap"
 NOBODY = 65534
+MIN_BWRAP = (0, 8, 0)
 _MASKED = ("kcore", "keys", "key-users", "timer_list", "kallsyms", "kmsg", "kpagecount", "kpageflags", "kpagecgroup",
            "sched_debug", "vmallocinfo", "slabinfo", "interrupts", "iomem", "ioports", "modules", "swaps", "partitions",
            "diskstats", "config.gz", "cmdline", "locks", "latency_stats", "sysrq-trigger", "schedstat")  # fmt: skip
@@ -146,6 +147,17 @@ class Running:
         if self.release >= 0:
             os.close(self.release)
             self.release = -1
+
+
+def check_version() -> None:
+    """`ConfigurationError` unless bubblewrap is there and new enough (C09)."""
+    try:
+        said = subprocess.run([BWRAP, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+        version = tuple(int(part) for part in said.split()[-1].split("."))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        raise ConfigurationError(["launcher-no-bwrap"], "bubblewrap is missing: sudo apt-get install bubblewrap") from None
+    if version < MIN_BWRAP:
+        raise ConfigurationError(["launcher-old-bwrap"], f"bubblewrap is older than {'.'.join(map(str, MIN_BWRAP))}")
 
 
 def start(box: Box, program: list[str], name: str, *, capture: "list[bytes] | None" = None) -> Running:

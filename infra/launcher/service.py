@@ -8,12 +8,14 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from blocks.keeper import Keeper
 from infra.launcher import content, mounts, sandbox
+from infra.launcher import limits as control
 from infra.launcher.runtime import Runtime
 from policies.train import IsolationFacts, SandboxLimits
 from rapha.canonical import is_digest
@@ -80,6 +82,24 @@ class LauncherSession:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def do_probe(self, message: Message, fds: list[int]) -> Message:
+        """The probe alone, in a sandbox with nothing to run: may this node start one? Once a connection."""
+        if self._begun:
+            raise Refusal(["sandbox-twice"])
+        self._begun = True
+        self._prepare(self._limits, 0)
+        self._own_files()
+        group = control.make(f"{self._name}-try", self._limits.memory_bytes, self._limits.processes)
+        group.remove()
+        runtime = self._launcher.runtime
+        environment = self._environment(runtime.packages)
+        workload = self._folder / "in" / "workload"
+        box = sandbox.Box(
+            self._folder, runtime, runtime.python, self._limits, environment, [], workload, dropped=self._launcher.drop
+        )
+        found, probed = self._probe(box)
+        return {"open": found, "probed": probed, "mechanism": group.mechanism, "user_dropped": box.dropped}
 
     def do_wait(self, message: Message, fds: list[int]) -> Message:
         running = self._started()
@@ -168,13 +188,17 @@ class LauncherSession:
         self._watcher.start()
 
     def _fill(self, request: Message) -> content.Inside:
-        """Copies everything into memory. Sizes bound it; the mounts are dropped in `closed`."""
+        """Copies everything into memory."""
+        weights = Path(request["weights"]) if request["weights"] else None
+        self._prepare(request["limits"], weights.stat().st_size if weights and weights.is_file() else 0)
+        return self._copy_in(request, weights)
+
+    def _prepare(self, limits: SandboxLimits, extra: int) -> None:
+        """The sandbox's folders, each of a bounded size; `closed` drops them."""
         owner = sandbox.NOBODY if self._launcher.drop else 0
         self._folder.mkdir(mode=0o755)
-        weights = Path(request["weights"]) if request["weights"] else None
-        room = (content.MAX_SOURCE * 3) + (weights.stat().st_size if weights and weights.is_file() else 0)
+        room = content.MAX_SOURCE * 3 + extra
         mounts.memory(self._folder / "in", size=room, entries=50_000, mode="0755", executable=True)
-        limits: SandboxLimits = request["limits"]
         entries = max(64, limits.output_files * 4)
         mounts.memory(self._folder / "out", size=limits.output_bytes, entries=entries, mode="0700", owner=owner)
         mounts.memory(self._folder / "tmp", size=limits.scratch_bytes, entries=10_000, mode="0700", owner=owner)
@@ -183,13 +207,27 @@ class LauncherSession:
             (self._folder / name).mkdir(parents=True)
         (self._folder / "in/etc/passwd").write_text("nobody:x:65534:65534:nobody:/tmp:/nonexistent\n")
         (self._folder / "in/etc/group").write_text("nogroup:x:65534:\n")
-        return self._copy_in(request, weights)
 
-    def _copy_in(self, request: Message, weights: Path | None) -> content.Inside:
+    def _own_files(self) -> Path:
+        """The `rapha` package and the probe, as /rapha."""
         rapha = self._folder / "in/rapha"
-        launcher = content.put_launcher(Path(request["launcher"]), request["launcher_digest"], rapha)
         content.put_package(rapha / "lib")
         shutil.copy(Path(__file__).with_name("probe.py"), rapha / "probe.py")
+        self._readable()
+        return rapha
+
+    def _readable(self) -> None:
+        for path in (self._folder / "in").rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+    def _environment(self, packages: Sequence[str]) -> dict[str, str]:
+        fixed = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
+        python = {"PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**fixed, **python, "PYTHONPATH": ":".join(["/rapha/lib", *packages])}
+
+    def _copy_in(self, request: Message, weights: Path | None) -> content.Inside:
+        rapha = self._own_files()
+        launcher = content.put_launcher(Path(request["launcher"]), request["launcher_digest"], rapha)
         if request["kind"] == "source":
             workload = content.put_source(Path(request["workload"]), request["workload_digest"], self._folder / "in/workload")
         else:
@@ -199,8 +237,7 @@ class LauncherSession:
         if weights is not None:
             digest = content.put_weights(weights, request["weights_digest"], rapha / "base.safetensors")
             place = "/rapha/base.safetensors"
-        for path in (self._folder / "in").rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        self._readable()
         return content.Inside(workload, launcher, digest, place)
 
     def _box(self, request: Message, inside: content.Inside, fds: list[int]) -> sandbox.Box:
@@ -209,9 +246,7 @@ class LauncherSession:
         runtime = self._launcher.runtime
         # An image without an interpreter is a workload with packages of its own, run by the hospital's Python.
         own = ["/workload/site-packages"] if image and (image / "workload/site-packages").is_dir() else []
-        packages = ":".join(["/rapha/lib", *own, *(() if python else runtime.packages)])
-        environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
-        environment |= {"PYTHONPATH": packages, "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = self._environment([*own, *(() if python else runtime.packages)])
         environment |= {**request["environment"], "RAPHA_LOADER_FDS": ",".join(map(str, fds))}
         if inside.weights_path:
             environment["RAPHA_BASE_WEIGHTS"] = inside.weights_path

@@ -222,3 +222,9 @@ def test_a_spec_says_what_it_is() -> None:
         kind="source", workload=Path("w"), workload_digest="", entry_point="t.py", launcher=Path("l"), launcher_digest=""
     )
     assert spec.to_json()["weights"] == "" and spec.to_json()["environment"] == {}
+
+
+def test_a_doctor_may_ask_for_the_probe_alone(world: World) -> None:
+    with world.launcher() as launcher:
+        found, mechanism = launcher.probe()
+    assert found == () and mechanism in {"cgroup-v1", "cgroup-v2", "rlimits"}
