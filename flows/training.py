@@ -26,12 +26,14 @@ from flows.view import View
 from policies.gate import Evidence
 from policies.manifest import ManifestEvidence
 from policies.query import QueryEvidence
+from policies.records import read_records
 from rapha.canonical import digest
 from rapha.declaration import Declaration, read_declaration
 from rapha.errors import RaphaError
 from rapha.receipt import verify_receipt
 from tasks.attempt import Attempt
 from tasks.gate import Cleared
+from tasks.guarding.identifiers import record_patterns
 from tasks.training import attest as attesting
 from tasks.training import cut as cutting
 from tasks.training import deliver as delivering
@@ -245,7 +247,15 @@ class _Run:
         self.passed(taught)
         self.enter("output")
         grant = guarding.Grant(max_bytes=self.manifest.evidence.max_output_bytes, max_metrics=self.manifest.evidence.max_metrics)
-        released = output(taught, attempt, attempt.folder / "outputs", self.declaration, limits.output, grant=grant)
+        released = output(
+            taught,
+            attempt,
+            attempt.folder / "outputs",
+            self.declaration,
+            limits.output,
+            grant=grant,
+            forbidden=record_patterns(read_records(node.settings.path("RAPHA_DATASET_RECORDS_PATH").read_bytes())),
+        )
         self.passed(released)
         self.enter("reattestation")
         again = reattestation(released, attempt, self.bound, node.attester, self.site, self.attested)

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.demo.layout import Layout
-from infra.demo.papers import PRICE, make_job
-from infra.demo.send import submit
+from infra.demo.papers import PRICE
 from infra.demo.show import Show, follow, money, rapha
 from infra.demo.world import World, world
 from rapha.canonical import parse
@@ -79,11 +78,10 @@ def _known(up: World) -> dict[str, Any]:
 def _job(up: World, show: Show, over: threading.Event) -> dict[str, Any]:
     """One job from its declaration to the money; raises at the first thing that did not happen."""
     root = up.layout.root
-    accounts, attestor = up.chain["accounts"], up.chain["accounts"]["attestor"]
     show.say("an AI team publishes a signed workload, funds the vault and declares a job")
-    raw = make_job(up.layout, up.chain_client("ai-team"), attestor, accounts, root / "orchestrator", up.patients)
+    raw = up.job()
     began = time.monotonic()
-    job = submit(up.settings.text("RAPHA_ORCHESTRATOR_CALLBACK_URL"), raw, up.layout.secret("webhook"))
+    job = up.send(raw)
     show.say(f"the webhook took it: job [bold]{job[:23]}…[/bold]; its event starts the run")
     ended = follow(root / "ledger", job, show, over)
     attempt = _last_attempt(root / "attempts" / job.removeprefix("sha256:"))

@@ -6,7 +6,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -150,18 +150,35 @@ def node_environment(
     return environment
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What an AI team may want otherwise than the demo does. source: folder of the workload, None for the demo's own;
+    changes: whole fields of the declaration."""
+
+    epochs: int = 10
+    records: int = 0  # bought; 0: every record of the cohort and a few more
+    source: Path | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
 def make_job(
-    layout: Layout, chain: Chain, attestor: str, accounts: Mapping[str, str], orchestrator: Path, patients: int
+    layout: Layout,
+    chain: Chain,
+    attestor: str,
+    accounts: Mapping[str, str],
+    orchestrator: Path,
+    patients: int,
+    wish: Wish = Wish(),  # frozen
 ) -> bytes:
     """The AI team's side: workload published at the orchestrator, money in the vault, a signed declaration in `job.json`."""
-    bundle = make_bundle(layout.signer("workload-signer"))
+    key = layout.signer("workload-signer")
+    bundle = make_bundle(key, wish.source) if wish.source else make_bundle(key)
     for name, content in bundle.blobs.items():
         (orchestrator / "blobs").mkdir(parents=True, exist_ok=True)
         (orchestrator / "blobs" / name.removeprefix("sha256:")).write_bytes(content)
-    now, records = int(time.time()), 4 * patients + 8
-    deadline = now + 6 * 3600
-    payees = tuple(accounts[role] for role in PAYEES)
-    terms = Terms(NODE, OWNER, PRICE, records, deadline, payees, (attestor,))  # type: ignore[arg-type]
+    now, records = int(time.time()), wish.records or 4 * patients + 8
+    payees = (accounts["hospital"], accounts["node-owner"], accounts["onboarder"], accounts["protocol"])
+    terms = Terms(NODE, OWNER, PRICE, records, now + 6 * 3600, payees, (attestor,))
     escrow = fund(chain, terms, "0x" + secrets.token_hex(32))
     budget = {
         "chain_id": chain.chain_id,
@@ -180,7 +197,8 @@ def make_job(
         budget=budget,
         deadline=now + 3600,
         recipient=base64.b64encode(recipient).decode(),
+        epochs=wish.epochs,
     )
-    raw = sign_declaration(document, layout.signer("team"))
+    raw = sign_declaration({**document, **wish.changes}, layout.signer("team"))
     (layout.root / "job.json").write_bytes(raw)
     return raw

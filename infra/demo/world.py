@@ -18,7 +18,8 @@ from blocks.ledger import Ledger
 from blocks.settings import Settings, load
 from infra import serve
 from infra.demo.layout import Layout, prepare, write_secret
-from infra.demo.papers import Ports, enrol_platform, lay_out_dataset, node_environment, site_policy
+from infra.demo.papers import Ports, Wish, enrol_platform, lay_out_dataset, make_job, node_environment, site_policy
+from infra.demo.send import submit
 from infra.engine import engine_environment
 from infra.netns import NodeNetwork
 from infra.supervisor import Member, Supervisor
@@ -68,6 +69,16 @@ class World:
         """The chain as one of the demo's accounts sees it."""
         key = self.layout.root / "chain" / "keys" / f"{role}.key"
         return Chain(self.chain["rpc_url"], self.chain["chain_id"], self.chain["vault"], self.chain["token"], account=key)
+
+    def job(self, wish: Wish = Wish()) -> bytes:  # noqa: B008  # frozen
+        """A new declaration of the AI team's, funded and signed, its workload published."""
+        accounts, orchestrator = self.chain["accounts"], self.layout.root / "orchestrator"
+        chain = self.chain_client("ai-team")
+        return make_job(self.layout, chain, accounts["attestor"], accounts, orchestrator, self.patients, wish)
+
+    def send(self, declaration: bytes) -> str:
+        """Posts a declaration to the webhook as the AI team does; the job's id."""
+        return submit(self.settings.text("RAPHA_ORCHESTRATOR_CALLBACK_URL"), declaration, self.layout.secret("webhook"))
 
     @property
     def ui(self) -> str:
