@@ -142,7 +142,8 @@ class SealedReader(io.RawIOBase):
         out = bytearray()
         while len(out) < count:
             clear = self._load(self._at // CHUNK)
-            piece = clear[self._at % CHUNK :][: count - len(out)]
+            start = self._at % CHUNK
+            piece = clear[start : start + count - len(out)]
             out += piece
             self._at += len(piece)
         return bytes(out)
