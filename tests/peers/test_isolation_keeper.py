@@ -136,6 +136,7 @@ def test_C14_a_state_that_cannot_be_read_is_a_cut_line(world: World, damage: str
         state.unlink()
     else:
         state.write_text(state.read_text()[:20] if damage == "half" else json.dumps({"version": 1, "tokens": []}))
+    world.inside("ip", "link", "set", "portB", "up")
     world.start_keeper()
     world.ready("keeper")
     assert not reaches(world)
