@@ -1,9 +1,12 @@
 """The archive block and the reader against a real Orthanc, and against archives that misbehave."""
 
+import datetime
 import http.server
 import io
+import ipaddress
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import RLELossless
@@ -88,7 +95,7 @@ def test_the_environment_changes_nothing(orthanc: Orthanc, monkeypatch: pytest.M
 
 
 @contextmanager
-def scripted(answer: Callable[[Any], None]) -> Iterator[str]:
+def scripted(answer: Callable[[Any], None], tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """An archive that answers as `answer` writes it."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -102,10 +109,12 @@ def scripted(answer: Callable[[Any], None]) -> Iterator[str]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/dicom-web"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}/dicom-web"
     finally:
         server.shutdown()
         server.server_close()
@@ -335,3 +344,41 @@ def test_a_trainer_that_speaks_another_protocol_loses_its_line_alone(orthanc: Or
         started = time.monotonic()
         assert reader.finish().destroyed and time.monotonic() - started < 5
         assert process.poll() is None
+
+
+def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """A self-signed certificate for 127.0.0.1, and a server's context with it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "archive")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+    made = builder.add_extension(address, False).sign(key, hashes.SHA256())
+    pem = made.public_bytes(serialization.Encoding.PEM)
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "both.pem").write_bytes(private + pem)
+    (folder / "ca.pem").write_bytes(pem)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "both.pem")
+    return folder / "ca.pem", context
+
+
+def test_the_archive_is_known_by_the_configured_authority_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ca, context = certificate(tmp_path)
+
+    def answer(handler: Any) -> None:
+        if "/instances?" in handler.path:
+            return send(handler, b"[]", "application/dicom+json")
+        return send(handler, HEAD + LENGTH + WHOLE + END, MULTIPART)
+
+    with scripted(answer, context) as url:
+        archive = DicomWeb(url, ca=ca)
+        assert archive.list_instances({"Modality": "MR"}, FIELDS) == []
+        assert len(received(archive, STUDY)) == 1
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ca))
+        monkeypatch.setenv("CURL_CA_BUNDLE", str(ca))
+        with pytest.raises(PeerError):
+            DicomWeb(url).list_instances({"Modality": "MR"}, FIELDS)
+        with pytest.raises(PeerError):
+            received(DicomWeb(url), STUDY)
