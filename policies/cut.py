@@ -82,7 +82,7 @@ def ways_out(network: NetworkFacts) -> tuple[str, ...]:
     names = {link.name for link in network.links}
     known = {network.wan, "lo", *network.lan}
     found = {
-        "cut-link-up": any(link.up for link in network.links if link.name == network.wan),
+        "cut-link-up": any(link.up for link in network.links if link.name == network.wan) or _routed(network),
         "cut-link-missing": not {network.wan, *network.lan} <= names or network.wan in network.lan,
         "cut-unknown-link": bool(names - known),
         "cut-tunnel": any(link.kind in _TUNNELS for link in network.links),
@@ -91,6 +91,11 @@ def ways_out(network: NetworkFacts) -> tuple[str, ...]:
         "cut-socket": bool(network.sockets),
     }
     return tuple(code for code, out in found.items() if out)
+
+
+def _routed(network: NetworkFacts) -> bool:
+    # The kernel drops the routes of a line that goes down: one that is there came with the line.
+    return any(route.link == network.wan and route.type == "unicast" for route in network.routes)
 
 
 def _foreign_v6(fact: AddressFact) -> bool:
