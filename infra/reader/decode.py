@@ -96,7 +96,7 @@ def pixels(stream: SealedReader, image: Image, frame: int | None) -> np.ndarray[
     if (image.bytes if frame is None else image.bytes // image.frames) > MAX_ARRAY:
         raise Refusal(["record-too-large"], "an array of this size is handed over by frames")
     try:
-        array = _unmasked(pixel_array(cast(BinaryIO, stream), index=frame), image)
+        array = _unmasked(pixel_array(cast(BinaryIO, stream), index=frame, correct_unused_bits=False), image)
     except PARSER_ERRORS:
         raise malformed() from None
     plane = (image.rows, image.columns, *((image.samples,) if image.samples > 1 else ()))

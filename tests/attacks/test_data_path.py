@@ -270,15 +270,24 @@ def test_D08_no_identifier_reaches_the_loader(hospital: Hospital) -> None:
     assert not [mark for mark in marks(range(1, 10)) if mark in seen]
 
 
-def test_D08_overlays_in_unused_bits_are_cleared(hospital: Hospital) -> None:
+@pytest.mark.parametrize(
+    ("stored", "high_bit", "signed", "wanted"),
+    [
+        (np.arange(1024) | 0xA000, 11, 0, np.arange(1024)),
+        (np.arange(1024) << 4 | 0x000A, 15, 0, np.arange(1024)),
+        (np.arange(1024) + 0xC00, 11, 1, np.arange(1024) - 1024),
+    ],
+)
+def test_D08_overlays_in_unused_bits_are_cleared(
+    stored: np.ndarray, high_bit: int, signed: int, wanted: np.ndarray, hospital: Hospital
+) -> None:
     datasets = cohort(9)
     for dataset in datasets:
-        values = np.arange(1024, dtype=np.uint16).reshape(32, 32) | 0xA000
-        set_pixels(dataset, values)
-        dataset.BitsStored, dataset.HighBit = 12, 11
+        set_pixels(dataset, stored.astype(np.uint16).reshape(32, 32))
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, high_bit, signed
     hospital.holds(datasets)
     _, lines = hospital.serve()
-    assert int(loader(lines)[0].array.max()) == 1023
+    assert np.array_equal(loader(lines)[0].array.reshape(-1), wanted)
 
 
 def test_D08_images_with_burned_in_text_refuse_unless_checked(hospital: Hospital) -> None:
