@@ -55,6 +55,7 @@ class Hospital:
         self.archive, self.folder, self._stack = archive, folder, stack
         self.socket: Path | None = None
         self.process: subprocess.Popen[str] | None = None
+        self.ledgers = folder
         self._attempts = 0
 
     def holds(self, datasets: Sequence[Dataset], *, listed: Sequence[Dataset] | None = None) -> ManifestFacts:
@@ -84,7 +85,7 @@ class Hospital:
         self, reader: Reader, manifest: ManifestFacts, outer: dict[str, str] | None = None, wanted: Any = Wanted
     ) -> tuple[Any, Cleared[QueryEvidence]]:
         self._attempts += 1
-        attempt = make_attempt(self.folder, number=self._attempts)
+        attempt = make_attempt(self.ledgers, number=self._attempts)
         cleared = query(Previous(), attempt, reader, wanted, manifest, OUTER if outer is None else outer, QueryLimits())  # type: ignore[arg-type]
         return attempt, cleared
 
@@ -112,9 +113,28 @@ def begin(reader: Reader, cap: int = 1000, project: str = PROJECT) -> None:
 
 
 @pytest.fixture
-def hospital(orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:  # noqa: F811
+def own_hospital(orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:  # noqa: F811
+    """With a reader of its own."""
     with ExitStack() as stack:
         yield Hospital(orthanc, tmp_path, stack)
+
+
+@pytest.fixture(scope="module")
+def shared(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:  # noqa: F811
+    """One reader for the module: it reads the records file anew for each attempt."""
+    with ExitStack() as stack:
+        hospital = Hospital(orthanc, tmp_path_factory.mktemp("reader"), stack)
+        hospital.holds([])
+        hospital.reader().close()
+        yield hospital
+
+
+@pytest.fixture
+def hospital(shared: Hospital, tmp_path: Path) -> Iterator[Hospital]:
+    with ExitStack() as stack:
+        hospital = Hospital(shared.archive, shared.folder, stack)
+        hospital.socket, hospital.process, hospital.ledgers = shared.socket, shared.process, tmp_path
+        yield hospital
 
 
 def codes(raised: pytest.ExceptionInfo[Any]) -> set[str]:
@@ -393,7 +413,8 @@ def test_D14_a_cohort_that_names_a_patient_by_its_size_refuses(hospital: Hospita
     assert codes(refused) == {"query-cohort-small"}
 
 
-def test_C17_C18_nothing_in_clear_lies_anywhere_while_the_reader_serves(hospital: Hospital, tmp_path: Path) -> None:
+def test_C17_C18_nothing_in_clear_lies_anywhere_while_the_reader_serves(own_hospital: Hospital, tmp_path: Path) -> None:
+    hospital = own_hospital
     datasets = cohort(9)
     plant = np.frombuffer(os.urandom(2048), dtype=np.uint16).reshape(32, 32)
     for dataset in datasets:
@@ -417,15 +438,16 @@ def test_C17_C18_nothing_in_clear_lies_anywhere_while_the_reader_serves(hospital
     assert hospital.process.stdout.read() + hospital.process.stderr.read() == ""
 
 
-def test_killing_the_flow_destroys_what_the_reader_holds(hospital: Hospital, tmp_path: Path) -> None:
+def test_killing_the_flow_destroys_what_the_reader_holds(hospital: Hospital) -> None:
     hospital.holds(cohort(9))
     reader, lines = hospital.serve()
-    assert list((tmp_path / "staging").iterdir())
+    staging = hospital.folder / "staging"
+    assert list(staging.iterdir())
     reader.close()
     deadline = time.monotonic() + 5
-    while list((tmp_path / "staging").iterdir()) and time.monotonic() < deadline:
+    while list(staging.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert list((tmp_path / "staging").iterdir()) == []
+    assert list(staging.iterdir()) == []
     with pytest.raises((PeerError, OSError)):
         loader(lines)
 

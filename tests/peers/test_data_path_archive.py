@@ -27,12 +27,22 @@ from pydicom.uid import RLELossless
 from blocks.pacs import DicomWeb, Timeouts, raw_query, value_of
 from blocks.part10 import ContentDigest, content_digest
 from blocks.reader import Reader
+from policies.minimise import project_key, pseudonym
 from policies.records import write_records
 from policies.scope import Scope
 from rapha.errors import PeerError
 from rapha.loader import RaphaDataLoader
 from tests.fixtures.orthanc import Orthanc, file_bytes, orthanc  # noqa: F401
-from tests.fixtures.reading import PROJECT, cohort, make_image, record_of, running_reader, set_pixels, write_records_file
+from tests.fixtures.reading import (
+    HOSPITAL_KEY,
+    PROJECT,
+    cohort,
+    make_image,
+    record_of,
+    running_reader,
+    set_pixels,
+    write_records_file,
+)
 
 FIELDS = ("00080018", "0020000D", "0020000E", "00100020", "00080060", "00080020", "00180015")
 SCOPE = Scope(modalities=("MR",), body_parts=("BRAIN",), date_from="20240101", date_to="20241231")
@@ -254,11 +264,12 @@ def peak(pid: int) -> int:
 def test_a_large_instance_passes_in_flat_memory(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
     orthanc.clear()
     datasets = cohort(8)
-    frames = np.random.default_rng(1).integers(0, 255, (300, 1024, 1024), dtype=np.uint8)
+    frames = np.repeat(np.arange(300, dtype=np.uint16).astype(np.uint8), 1 << 20).reshape(300, 1024, 1024)
     set_pixels(datasets[0], frames)
     orthanc.store_all(datasets)
     records = write_records_file(tmp_path / "records.jsonl", datasets)
-    index = [record.record for record in records].index(record_of(datasets[0]).record)
+    name = pseudonym(project_key(HOSPITAL_KEY, PROJECT), "record", str(datasets[0].SOPInstanceUID))
+    index = [record.record for record in records].index(name)
     with running_reader(tmp_path, orthanc.url, tmp_path / "records.jsonl") as (path, process), Reader(path) as reader:
         begin(reader)
         reader.query()
