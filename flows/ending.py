@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from blocks.register import End
 from blocks.register_rows import Lease
@@ -17,6 +18,7 @@ from tasks.training.deliver import State, report_document
 
 log = logging.getLogger("rapha.ending")
 LINE_SECONDS = 15.0
+Kind = Literal["result", "receipt", "report"]
 _TOLD: dict[str, State] = {"refused": "refused", "cancelled": "refused", "failed": "failed", "crashed": "failed"}
 
 
@@ -88,7 +90,7 @@ def send_due(node: Node, job: str | None = None) -> int:
             content = Path(delivery.path).read_bytes()
             if digest(content) != delivery.digest:
                 raise PeerError("delivery-changed", "a document of the outbox is not the one that was owed", peer="register")
-            node.orchestrator.put(delivery.job, delivery.attempt, delivery.kind, content)
+            node.orchestrator.put(delivery.job, delivery.attempt, _kind(delivery.kind), content)
             node.register.delivered(delivery.id)
             sent += 1
         except RaphaError as error:
@@ -96,6 +98,13 @@ def send_due(node: Node, job: str | None = None) -> int:
         except OSError:
             node.register.undelivered(delivery.id, "delivery-unreadable", now=int(time.time()))
     return sent
+
+
+def _kind(text: str) -> Kind:
+    for kind in get_args(Kind):
+        if kind == text:
+            return cast(Kind, kind)
+    raise PeerError("delivery-kind", "the outbox names a kind of document that there is not", peer="register")
 
 
 def free_line(node: Node, seconds: float = LINE_SECONDS) -> bool:

@@ -27,9 +27,9 @@ from blocks.settings import READER_ALONE, Settings, load
 from flows.limits import SiteLimits, gates, read_limits
 from policies.gate import Gate
 from policies.platform import read_platform
-from rapha.canonical import parse
 from rapha.signing import load_private, load_trusted
 from tasks.attempt import Attempt
+from tasks.scanning.scan import hospital_wheels
 from tasks.training.attest import Site
 
 
@@ -116,8 +116,7 @@ class Node:
     def known_wheels(self) -> list[dict[str, str]]:
         """The hospital's own rows for the table of known wheels."""
         path = self.settings.optional("RAPHA_KNOWN_WHEELS_PATH")
-        rows: list[dict[str, str]] = parse(Path(path).read_bytes(), what="table of wheels") if path else []
-        return rows
+        return hospital_wheels(Path(path) if path else None)
 
     def keeper(self) -> Keeper:
         """A new connection to the keeper."""

@@ -1,4 +1,4 @@
-"""`rapha job check | status | list | retry | cancel | fetch`: the node's side of a job.
+"""`rapha job check | run | status | list | retry | cancel | fetch`: the node's side of a job.
 
 State comes from the register.
 """
@@ -6,7 +6,7 @@ State comes from the register.
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ import cyclopts
 from blocks.orchestrator import Orchestrator
 from blocks.register import Register
 from blocks.register_rows import JobStatus
-from blocks.settings import Settings, load
+from blocks.settings import READER_ALONE, Settings, load
 from flows.limits import gates, read_limits
-from policies.gate import Verdict, explain
+from flows.node import Node
+from flows.rehearsal import rehearse
+from policies.gate import explain
 from policies.intake import IntakeLimits
 from policies.site import read_section
 from rapha.canonical import is_digest
 from rapha.console.app import AsJson, Result, group
 from rapha.console.job import HELP
 from rapha.errors import ConfigurationError, Refusal
+from rapha.ledger import read as read_ledger
 from rapha.sealed import load_recipient, open_result
 from rapha.signing import load_trusted
 from tasks.training.intake import Admission, admit
@@ -34,7 +37,7 @@ MAX_RESULT = 8 << 30
 def register(app: cyclopts.App) -> None:
     """Adds the node's commands to the group `job` that `rapha.console.job` shares."""
     jobs = group(app, "job", HELP)
-    for command in (check, status, list_jobs, retry, cancel, fetch):
+    for command in (check, run, status, list_jobs, retry, cancel, fetch):
         jobs.command(command, name=command.__name__.removesuffix("_jobs"))
 
 
@@ -46,23 +49,54 @@ def check(path: Path, *, as_json: AsJson = False) -> Result:
     settings = load(os.environ)
     raw = _read(path)
     admission = admitted(raw, settings)
-    verdicts = [admission.verdict, *dry_run(raw, settings)]
-    refused = next((verdict for verdict in verdicts if not verdict.cleared), None)
+    rehearsed, assumed = rehearse(raw, Node.open(), admission.verdict)
+    verdicts = [admission.verdict.to_json(), *rehearsed]
+    refused = next((verdict for verdict in verdicts if verdict["verdict"] != "cleared"), None)
     data = {
-        **(refused or verdicts[-1]).to_json(),
-        "codes": sorted({code for verdict in verdicts for code in verdict.codes}),
+        **(refused or verdicts[-1]),
+        "codes": sorted({code for verdict in verdicts for code in verdict["codes"]}),
         "reasons": _reasons(verdicts, settings) if refused else [],
         "job": admission.job,
-        "verdicts": [verdict.to_json() for verdict in verdicts],
+        "assumed": assumed,
+        "verdicts": verdicts,
     }
-    lines = [f"{'cleared' if v.cleared else 'refused'}  {v.gate}  {' '.join(v.codes)}".rstrip() for v in verdicts]
-    said = [f"  {reason['code']}: {reason['wrong']} {reason['todo']}" for reason in data["reasons"]]
-    return Result(data, [f"job {admission.job}", *lines, *said], 3 if refused else 0)
+    lines = [f"{verdict['verdict']}  {verdict['gate']}  {' '.join(verdict['codes'])}".rstrip() for verdict in verdicts]
+    lines += [f"  taken as declared, its bytes are not here: {name}" for name in assumed]
+    lines += [f"  {reason['code']}: {reason['wrong']} {reason['todo']}" for reason in data["reasons"]]
+    return Result(data, [f"job {admission.job}", *lines], 3 if refused else 0)
 
 
-def _reasons(verdicts: Sequence[Verdict], settings: Settings) -> list[dict[str, str]]:
+def run(path: Path, *, as_json: AsJson = False) -> Result:
+    """Run the training flow for the declaration at PATH now, in this process, and wait for its end.
+
+    It goes through the register like any other: a job that is running or over is not run again.
+
+    Example: `rapha job run job.json`
+    """
+    from flows.training import train  # the engine takes a second to import; no other command needs it
+
+    settings = load(os.environ, without=(READER_ALONE,))
+    raw = _read(path)
+    admission = admitted(raw, settings)
+    held, owner = node_register(settings), admission.declaration.owner
+    held.submit(raw, admission.declaration, admission.job, owner, now=int(time.time()))
+    done = train(admission.job)
+    found = _known(held, admission.job)
+    folder = settings.path("RAPHA_STATE_DIR") / "attempts" / found.job.removeprefix("sha256:") / str(found.attempt)
+    verdicts = [
+        entry.body
+        for entry in read_ledger(settings.path("RAPHA_STATE_DIR") / "ledger")
+        if entry.kind == "verdict" and (entry.body["job"], entry.body["attempt"]) == (found.job, found.attempt)
+    ]
+    receipt = str(folder / "receipt.json") if found.state == "done" else ""
+    data = {**found.to_json(), "started": done["state"] != "not-owed", "verdicts": verdicts, "receipt": receipt}
+    lines = [f"{verdict['verdict']}  {verdict['gate']}  {' '.join(verdict['codes'])}".rstrip() for verdict in verdicts]
+    return Result(data, [f"job {found.job}", *lines, f"{found.state}  {receipt}".rstrip()], 0 if found.state == "done" else 3)
+
+
+def _reasons(verdicts: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, str]]:
     known = gates(read_limits(settings))
-    return [reason for v in verdicts if v.gate in known for reason in explain(known[v.gate], v.codes)]
+    return [reason for v in verdicts if v["gate"] in known for reason in explain(known[v["gate"]], v["codes"])]
 
 
 def admitted(raw: bytes, settings: Settings) -> Admission:
@@ -76,11 +110,6 @@ def admitted(raw: bytes, settings: Settings) -> Admission:
         mode=settings.mode,
         now=int(time.time()),
     )
-
-
-def dry_run(raw: bytes, settings: Settings) -> list[Verdict]:
-    """The verdicts of manifest and policy for a declaration that was admitted; no side effects."""
-    raise Refusal(["not-built"], "the dry run of manifest and policy is not built yet", gate="policy")
 
 
 def status(job: str, *, as_json: AsJson = False) -> Result:
