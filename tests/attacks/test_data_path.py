@@ -1,10 +1,10 @@
+# ruff: noqa: F811 - fixtures are imported by name
 """Attacks on the way from the archive to the trainer, with a real Orthanc and the reader as a process of its own."""
 
 import os
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,135 +14,23 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from blocks.reader import Reader
-from policies.query import QueryEvidence, QueryLimits
-from policies.retrieve import RetrieveEvidence, RetrieveLimits
-from policies.scope import Scope
+from policies.retrieve import RetrieveLimits
 from rapha.errors import PeerError, RaphaError, Refusal
-from rapha.loader import RaphaDataLoader
-from tasks.gate import Cleared
-from tasks.training.query import ManifestFacts, query
+from tasks.training.query import ManifestFacts
 from tasks.training.retrieve import retrieve
-from tests.fixtures.orthanc import Orthanc, orthanc  # noqa: F401
-from tests.fixtures.reading import PROJECT, cohort, make_attempt, make_image, running_reader, set_pixels, write_records_file
-
-SCOPE = Scope(modalities=("MR",), body_parts=("BRAIN",), date_from="20240101", date_to="20241231")
-OUTER = {"Modality": "MR", "BodyPartExamined": "BRAIN"}
-JOB = "sha256:" + "5" * 64
-
-
-class Previous:
-    """Stands for the gate before."""
-
-    subject = "sha256:" + "1" * 64
-
-
-class Wanted:
-    """The parts of a declaration that the query reads."""
-
-    class dataset:
-        modalities, body_parts, date_from, date_to = ("MR",), ("BRAIN",), "20240101", "20241231"
-        project = PROJECT
-
-    class budget:
-        max_records = 1000
-
-
-class Hospital:
-    """An archive with a cohort, its records file and manifest facts, and readers over them."""
-
-    def __init__(self, archive: Orthanc, folder: Path, stack: ExitStack) -> None:
-        self.archive, self.folder, self._stack = archive, folder, stack
-        self.socket: Path | None = None
-        self.process: subprocess.Popen[str] | None = None
-        self.ledgers = folder
-        self._attempts = 0
-
-    def holds(self, datasets: Sequence[Dataset], *, listed: Sequence[Dataset] | None = None) -> ManifestFacts:
-        """Stores `datasets`; the manifest covers `listed`, default all."""
-        self.archive.clear()
-        self.ids = self.archive.store_all(datasets)
-        self.records = write_records_file(self.folder / "records.jsonl", datasets if listed is None else listed)
-        from policies.records import records_root
-
-        facts = {"modalities": ("MR",), "body_parts": ("BRAIN",), "date_from": "20240101", "date_to": "20241231"}
-        return ManifestFacts(
-            **facts,
-            root=records_root(self.records),
-            count=len(self.records),
-            max_records=1000,
-            min_patients=8,
-            burned_in_checked=False,
-        )
-
-    def reader(self) -> Reader:
-        if self.socket is None:
-            running = running_reader(self.folder, self.archive.url, self.folder / "records.jsonl")
-            self.socket, self.process = self._stack.enter_context(running)
-        return self._stack.enter_context(Reader(self.socket))
-
-    def query(
-        self, reader: Reader, manifest: ManifestFacts, outer: dict[str, str] | None = None, wanted: Any = Wanted
-    ) -> tuple[Any, Cleared[QueryEvidence]]:
-        self._attempts += 1
-        attempt = make_attempt(self.ledgers, number=self._attempts)
-        cleared = query(Previous(), attempt, reader, wanted, manifest, OUTER if outer is None else outer, QueryLimits())  # type: ignore[arg-type]
-        return attempt, cleared
-
-    def stage(self, manifest: ManifestFacts) -> tuple[Reader, Cleared[RetrieveEvidence]]:
-        """Query and retrieve, both gates passed."""
-        reader = self.reader()
-        attempt, queried = self.query(reader, manifest)
-        return reader, retrieve(queried, attempt, reader, manifest.burned_in_checked, RetrieveLimits())
-
-    def serve(self, cap: int = 1000, lines: int = 2) -> tuple[Reader, list[socket.socket]]:
-        """Everything in staging, and the trainer's ends of the loader's sockets."""
-        reader = self.reader()
-        begin(reader, cap)
-        reader.query()
-        reader.fetch()
-        pairs = [socket.socketpair() for _ in range(lines)]
-        reader.attach([ours.detach() for ours, _ in pairs])
-        for _, theirs in pairs:
-            self._stack.callback(theirs.close)
-        return reader, [theirs for _, theirs in pairs]
-
-
-def begin(reader: Reader, cap: int = 1000, project: str = PROJECT) -> None:
-    reader.begin(job=JOB, attempt=1, nonce="ab" * 32, project=project, manifest=SCOPE, intent=SCOPE, cap=cap)
-
-
-@pytest.fixture
-def own_hospital(orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:  # noqa: F811
-    """With a reader of its own."""
-    with ExitStack() as stack:
-        yield Hospital(orthanc, tmp_path, stack)
-
-
-@pytest.fixture(scope="module")
-def shared(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:  # noqa: F811
-    """One reader for the module: it reads the records file anew for each attempt."""
-    with ExitStack() as stack:
-        hospital = Hospital(orthanc, tmp_path_factory.mktemp("reader"), stack)
-        hospital.holds([])
-        hospital.reader().close()
-        yield hospital
-
-
-@pytest.fixture
-def hospital(shared: Hospital, tmp_path: Path) -> Iterator[Hospital]:
-    with ExitStack() as stack:
-        hospital = Hospital(shared.archive, shared.folder, stack)
-        hospital.socket, hospital.process, hospital.ledgers = shared.socket, shared.process, tmp_path
-        yield hospital
-
-
-def codes(raised: pytest.ExceptionInfo[Any]) -> set[str]:
-    return set(raised.value.codes)
-
-
-def loader(lines: Sequence[socket.socket], **options: Any) -> RaphaDataLoader:
-    return RaphaDataLoader(options.pop("batch_size", 4), fds=[line.fileno() for line in lines], **options)
+from tests.fixtures.data_path import (  # noqa: F401
+    JOB,
+    Hospital,
+    Wanted,
+    begin,
+    codes,
+    hospital,
+    loader,
+    orthanc,
+    own_hospital,
+    shared,
+)
+from tests.fixtures.reading import cohort, make_image, running_reader, set_pixels
 
 
 class Untouchable:
