@@ -46,7 +46,7 @@ class Box:
     root: Path | None = None
     dropped: bool = False
 
-    def command(self, program: list[str], status: int, block: int, syscalls: int) -> list[str]:
+    def command(self, program: list[str], status: int, leash: int, syscalls: int) -> list[str]:
         """bwrap(1) and all its options. The network is not unshared here: the step before has done it."""
         argv = [BWRAP, "--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY), "--unshare-ipc", "--unshare-pid"]
         argv += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent", "--new-session"]
@@ -57,8 +57,8 @@ class Box:
         argv += ["--ro-bind", f"{self.folder}/in/rapha", "/rapha", "--ro-bind", str(self.workload), "/workload"]
         argv += ["--remount-ro", "/", "--chdir", "/workload"]
         argv += [word for name, value in self.environment.items() for word in ("--setenv", name, value)]
-        argv += ["--json-status-fd", str(status), "--block-fd", str(block), "--seccomp", str(syscalls)]
-        return [*argv, "--", *program]
+        argv += ["--as-pid-1", "--json-status-fd", str(status), "--seccomp", str(syscalls)]
+        return [*argv, "--", self.python, "-I", "-S", "/rapha/leash.py", str(leash), *program]
 
     def _root(self) -> list[str]:
         if self.root is None:
@@ -105,7 +105,6 @@ class Running:
     def let_go(self) -> None:
         """The program starts now."""
         os.write(self.release, b"1")
-        self._close_release()
 
     def kill(self, reason: str) -> None:
         """SIGKILL to the namespace's first process: the kernel ends every other one with it (pid_namespaces(7))."""
@@ -122,6 +121,7 @@ class Running:
     def finish(self) -> None:
         """After bwrap's end: whatever the program left behind goes too. Returns when nothing is left, or after 5 s."""
         self._kill_namespace()
+        self._close_release()
         end = time.monotonic() + 5
         while self.left() and time.monotonic() < end:
             time.sleep(0.02)
@@ -144,9 +144,10 @@ class Running:
         return ("completed" if self.process.returncode == 0 else "failed"), ""
 
     def _close_release(self) -> None:
-        if self.release >= 0:
-            os.close(self.release)
-            self.release = -1
+        with self.lock:
+            held, self.release = self.release, -1
+        if held >= 0:
+            os.close(held)
 
 
 def check_version() -> None:
@@ -161,7 +162,7 @@ def check_version() -> None:
 
 
 def start(box: Box, program: list[str], name: str, *, capture: "list[bytes] | None" = None) -> Running:
-    """Starts bwrap and stops it before the program, so that namespaces can be checked and named first.
+    """Starts bwrap; its first process waits for `let_go`, so that namespaces can be checked and named before the program runs.
 
     `capture`: a list that takes the program's stdout, for the probe alone; else both streams are counted and thrown away.
     """

@@ -212,7 +212,8 @@ class LauncherSession:
         """The `rapha` package and the probe, as /rapha."""
         rapha = self._folder / "in/rapha"
         content.put_package(rapha / "lib")
-        shutil.copy(Path(__file__).with_name("probe.py"), rapha / "probe.py")
+        for name in ("probe.py", "leash.py"):
+            shutil.copy(Path(__file__).with_name(name), rapha / name)
         self._readable()
         return rapha
 
