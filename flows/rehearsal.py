@@ -52,7 +52,7 @@ def rehearse(raw: bytes, node: Node, admitted: Cleared[Any] | Verdict) -> tuple[
     declaration, _, job = read_declaration(raw)
     ledger = RehearsalLedger(node.ledger)
     with tempfile.TemporaryDirectory(prefix="rapha-rehearsal-") as folder:
-        attempt = Attempt(job=job, number=0, nonce=NONCE, mode=node.settings.mode, folder=Path(folder), ledger=ledger)
+        attempt = Attempt(job=job, number=1, nonce=NONCE, mode=node.settings.mode, folder=Path(folder), ledger=ledger)
         try:
             assumed = _judged(node, attempt, declaration, _Start(job, admitted))
         except Refusal:

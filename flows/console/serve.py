@@ -1,8 +1,6 @@
 """`rapha serve` and `rapha deploy`: a node as one supervised group, and its deployments on the engine."""
 
 import os
-import subprocess
-import sys
 from typing import Annotated
 
 import cyclopts
@@ -11,7 +9,6 @@ from cyclopts import Parameter
 from blocks.settings import load
 from flows.console.demo import HOME, replace_process
 from rapha.console.app import AsJson, Result
-from rapha.errors import PeerError
 
 
 def register(app: cyclopts.App) -> None:
@@ -42,11 +39,7 @@ def deploy(*, as_json: AsJson = False) -> Result:
 
     Example: `rapha deploy`
     """
-    for arguments in (["work-pool", "create", "rapha", "--type", "process", "--overwrite"], ["--no-prompt", "deploy", "--all"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", *arguments], cwd=HOME, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise PeerError("engine-deploy-failed", "the engine at PREFECT_API_URL did not take the deployments", peer="engine")
-    names = ["train/node", "sweep/sweep"]
+    from flows.deploying import deploy_all  # the flows and the engine's client take seconds to import
+
+    names = deploy_all(HOME)
     return Result({"deployed": names}, [f"deployed: {name}" for name in names])

@@ -1,0 +1,89 @@
+"""The deployments of prefect.yaml on the engine, through its own client: one process, no build steps, no questions."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events import DeploymentEventTrigger
+from prefect.exceptions import ObjectAlreadyExists, PrefectException
+from prefect.flows import Flow
+from prefect.utilities.callables import parameter_schema
+from pydantic import ValidationError
+
+from rapha.errors import ConfigurationError, PeerError
+
+POOL = "rapha"
+DIRECTORY = "prefect.deployments.steps.set_working_directory"
+
+
+def deploy_all(home: Path) -> list[str]:
+    """Registers the pool and every deployment of `home/prefect.yaml`; their names. What was there under a name is replaced.
+
+    Raises `ConfigurationError(deployments-malformed)`, `PeerError(engine-deploy-failed)`.
+    """
+    try:
+        wanted = yaml.safe_load((home / "prefect.yaml").read_bytes())["deployments"]
+        with get_client(sync_client=True) as client:
+            _pool(client)
+            return [_deploy(client, one, home) for one in wanted]
+    except (yaml.YAMLError, KeyError, TypeError, ValidationError):
+        raise ConfigurationError(["deployments-malformed"], "prefect.yaml cannot be read as the deployments of a node") from None
+    except (PrefectException, httpx.HTTPError):
+        raise PeerError(
+            "engine-deploy-failed", "the engine at PREFECT_API_URL did not take the deployments", peer="engine"
+        ) from None
+
+
+def _pool(client: SyncPrefectClient) -> None:
+    try:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    except ObjectAlreadyExists:
+        return  # a worker that was faster, or an earlier start
+
+
+def _deploy(client: SyncPrefectClient, wanted: Mapping[str, Any], home: Path) -> str:
+    module, _, name = wanted["entrypoint"].partition(":")
+    flow: Flow[..., Any] = getattr(import_module(module), name)
+    limit = wanted["concurrency_limit"]
+    made = client.create_deployment(
+        flow_id=client.create_flow_from_name(flow.name),
+        name=wanted["name"],
+        version=wanted["version"],
+        description=wanted["description"],
+        tags=wanted["tags"],
+        entrypoint=wanted["entrypoint"],
+        work_pool_name=wanted["work_pool"]["name"],
+        work_queue_name=wanted["work_pool"]["work_queue_name"],
+        concurrency_limit=limit["limit"],
+        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(limit["collision_strategy"])),
+        schedules=[_schedule(one) for one in wanted.get("schedules", ())],
+        parameter_openapi_schema=parameter_schema(flow).model_dump(),
+        enforce_parameter_schema=True,
+        pull_steps=[{DIRECTORY: {"directory": str(home)}}],
+    )
+    full = f"{flow.name}/{wanted['name']}"
+    _trigger(client, made, full, wanted.get("triggers", ()))
+    return full
+
+
+def _schedule(wanted: Mapping[str, Any]) -> DeploymentScheduleCreate:
+    return DeploymentScheduleCreate(schedule=IntervalSchedule(interval=wanted["interval"]), active=wanted["active"])
+
+
+def _trigger(client: SyncPrefectClient, deployment: UUID, name: str, wanted: Any) -> None:
+    """The automations that events start it by; those of an earlier deployment go. An event that falls between is the sweep's."""
+    client.delete_resource_owned_automations(f"prefect.deployment.{deployment}")
+    for number, one in enumerate(wanted, start=1):
+        if one["type"] != "event":
+            raise KeyError("type")
+        trigger = DeploymentEventTrigger.model_validate({"name": f"{name} {number}", **one})
+        trigger.set_deployment_id(deployment)
+        client.create_automation(trigger.as_automation())
