@@ -19,7 +19,9 @@ from urllib.parse import urlsplit
 from blocks.settings import READER_ALONE, Settings, load
 from infra.engine import engine_environment, server, worker
 from infra.supervisor import Member, Opener, Supervisor
-from rapha.errors import RaphaError
+from rapha.errors import PeerError, RaphaError
+
+DEPLOY_SECONDS = 120.0
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -67,14 +69,21 @@ def webhook(settings: Settings, environment: Mapping[str, str], engine: Mapping[
     return Member("webhook", argv, {**base_environment(environment), **engine}, timeout=60)
 
 
-def engine_members(settings: Settings, environment: Mapping[str, str], port: int, health_port: int) -> list[Member]:
-    """The engine's server and the worker whose flow runs read the node's settings, the pseudonym key left out."""
+def engine_server(state: Path, environment: Mapping[str, str], port: int) -> Member:
+    """The engine's server and UI; it knows no RAPHA_* setting."""
+    engine = engine_environment(state / "engine", port)
+    serving = server(engine, port)
+    serving.environment = {**base_environment(environment), **engine}
+    return serving
+
+
+def flow_worker(settings: Settings, environment: Mapping[str, str], port: int, health_port: int) -> Member:
+    """The worker whose flow runs read the node's settings, the pseudonym key left out."""
     engine = engine_environment(settings.path("RAPHA_STATE_DIR") / "engine", port)
-    base = base_environment(environment)
     flows = {name: value for name, value in environment.items() if name.startswith("RAPHA_") and name != READER_ALONE}
-    serving, working = server(engine, port), worker(engine, health_port)
-    serving.environment, working.environment = {**base, **engine}, {**working.environment, **base, **engine, **flows}
-    return [serving, working]
+    working = worker(engine, health_port)
+    working.environment = {**working.environment, **base_environment(environment), **engine, **flows}
+    return working
 
 
 def attester(settings: Settings, environment: Mapping[str, str], kind: str) -> Member:
@@ -84,16 +93,28 @@ def attester(settings: Settings, environment: Mapping[str, str], kind: str) -> M
     return Member("attester", argv, base_environment(environment), timeout=60)
 
 
-def deployed(engine: Mapping[str, str], environment: Mapping[str, str]) -> None:
-    """Registers the pool and the deployments. Raises `CalledProcessError`."""
+def deploying(engine: Mapping[str, str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Registers the pool and the deployments, in a process that the caller gives to `deployed`."""
     home = Path(__file__).resolve().parent.parent
-    subprocess.run(
+    return subprocess.Popen(
         python("rapha.console", "deploy"),
         env={**base_environment(environment), **engine},
         cwd=home,
-        check=True,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
+
+
+def deployed(process: "subprocess.Popen[bytes]") -> None:
+    """Returns once the deployments stand. Raises `PeerError(engine-deploy-failed)`."""
+    try:
+        failed = process.wait(DEPLOY_SECONDS) != 0
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        failed = True
+    if failed:
+        raise PeerError("engine-deploy-failed", "the engine did not take the deployments", peer="engine")
 
 
 def inside_by(words: str | None) -> Opener:
@@ -126,15 +147,15 @@ def main() -> int:
 
 
 def _served(group: Supervisor, settings: Settings, options: argparse.Namespace, over: threading.Event) -> int:
-    engine = engine_environment(settings.path("RAPHA_STATE_DIR") / "engine", options.engine_port)
-    serving, working = engine_members(settings, os.environ, options.engine_port, options.health_port)
+    state = settings.path("RAPHA_STATE_DIR")
+    engine = engine_environment(state / "engine", options.engine_port)
     try:
-        group.start(attester(settings, os.environ, "device"))
-        for member in (*guardians(settings, os.environ, inside_by(options.namespace)), serving):
-            group.start(member)
-        deployed(engine, os.environ)
-        for member in (working, webhook(settings, os.environ, engine)):
-            group.start(member)
+        group.start(engine_server(state, os.environ, options.engine_port), attester(settings, os.environ, "device"))
+        group.start(*guardians(settings, os.environ, inside_by(options.namespace)))
+        deployment = deploying(engine, os.environ)
+        working = flow_worker(settings, os.environ, options.engine_port, options.health_port)
+        group.start(working, webhook(settings, os.environ, engine))
+        deployed(deployment)
         print(f"ready\nengine: http://127.0.0.1:{options.engine_port}", flush=True)
         group.watch(over.is_set)
     finally:

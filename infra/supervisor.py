@@ -1,8 +1,8 @@
 """A group of processes that live and die together: the demo's world, and a node under `rapha serve`.
 
-Each member is started in order and must say it is ready before the next starts. A member that dies is started again after a
-growing pause; one that dies `MAX_DEATHS` times within ten minutes ends the group. All members die with this process
-(PR_SET_PDEATHSIG), so that a kill leaves nothing behind but what each keeps on disk.
+A member has started when it says that it is ready; members that do not need each other start side by side. A member that
+dies is started again after a growing pause; one that dies `MAX_DEATHS` times within ten minutes ends the group. All members
+die with this process (PR_SET_PDEATHSIG), so that a kill leaves nothing behind but what each keeps on disk.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from pathlib import Path
 from rapha.errors import PeerError
 
 MAX_DEATHS, WINDOW = 5, 600.0
+STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
 Opener = Callable[..., subprocess.Popen[bytes]]
 
@@ -48,28 +49,40 @@ class Supervisor:
         self.logs, self.members = logs, list[Member]()
         logs.mkdir(parents=True, exist_ok=True)
 
-    def start(self, member: Member) -> Member:
-        """Starts a member and returns once it serves. Raises `PeerError` `<name>-did-not-start` with where its log lies."""
-        self.members.append(member)
-        self._spawn(member)
-        return member
+    def start(self, *members: Member) -> None:
+        """Starts members side by side and returns once all serve. Raises as `await_ready` does."""
+        self.begin(*members)
+        self.await_ready(*members)
+
+    def begin(self, *members: Member) -> None:
+        """Starts members and does not wait."""
+        for member in members:
+            self.members.append(member)
+            self._spawn(member)
+
+    def await_ready(self, *members: Member) -> None:
+        """Returns once all serve. Raises `PeerError` `<name>-did-not-start` with where its log lies."""
+        for member in members:
+            process = member.process
+            if process is None or not (_line_ready if member.ready is None else _url_ready)(process, member):
+                if process is not None:
+                    process.kill()
+                raise PeerError(f"{member.name}-did-not-start", f"{member.name} did not start; see {self._log(member)}")
 
     def stop(self) -> None:
-        """Ends every member, newest first: SIGTERM, then SIGKILL after five seconds."""
-        for member in reversed(self.members):
-            process = member.process
-            if process is None:
-                continue
-            if process.stdout is not None:
-                process.stdout.close()
-            if process.poll() is not None:
-                continue
+        """Ends every member, newest first: SIGTERM to all, SIGKILL to what is left after five seconds."""
+        running = [member.process for member in reversed(self.members) if member.process is not None]
+        for process in running:
             process.terminate()
+        until = time.monotonic() + STOP_SECONDS
+        for process in running:
             try:
-                process.wait(5)
+                process.wait(max(0.1, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         self.members.clear()
 
     def watch(self, until: Callable[[], bool], *, pause: float = 0.5) -> None:
@@ -88,6 +101,7 @@ class Supervisor:
         print(f"{member.name} ended; starting it again", file=sys.stderr)
         time.sleep(min(30.0, 2.0 ** (len(member.deaths) - 1)))
         self._spawn(member)
+        self.await_ready(member)
 
     def _spawn(self, member: Member) -> None:
         log = self._log(member).open("ab")
@@ -102,10 +116,6 @@ class Supervisor:
             preexec_fn=_die_with_parent,
         )
         log.close()
-        started = _line_ready(member.process, member.timeout) if member.ready is None else _url_ready(member.process, member)
-        if not started:
-            member.process.kill()
-            raise PeerError(f"{member.name}-did-not-start", f"{member.name} did not start; see {self._log(member)}")
 
     def _log(self, member: Member) -> Path:
         return self.logs / f"{member.name}.log"
@@ -115,12 +125,12 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _line_ready(process: subprocess.Popen[bytes], timeout: float) -> bool:
+def _line_ready(process: subprocess.Popen[bytes], member: Member) -> bool:
     """The pipe stays open: a process that prints once more must not die of it."""
     pipe = process.stdout
     if pipe is None:
         return False
-    until, seen = time.monotonic() + timeout, b""
+    until, seen = time.monotonic() + member.timeout, b""
     while time.monotonic() < until:
         if select.select([pipe], [], [], 0.2)[0]:
             block = os.read(pipe.fileno(), 4096)

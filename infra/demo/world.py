@@ -28,13 +28,25 @@ SOCKET_PATH_LIMIT = 90  # sun_path holds 108 bytes
 Say = Callable[[str], None]
 
 
+def embedded_archive(up: "World") -> Member:
+    """The demo's own archive: a process outside the node that serves at a socket on the node's loopback."""
+    held = up.open.enter_context(up.network.listen("127.0.0.1", up.ports.archive))
+    argv = serve.python("infra.hospital", "--root", str(up.layout.root / "dicom"), "--fd", str(held.fileno()))
+    return Member("archive", argv, serve.base_environment(os.environ), pass_fds=(held.fileno(),))
+
+
 @dataclass
 class World:
-    """Everything that the demo needs to be up. Use as a context manager; `say` hears what happens."""
+    """Everything that the demo needs to be up. Use as a context manager; `say` hears what happens.
+
+    archive: what holds the images of `<root>/dicom` and answers the node at 127.0.0.1:`ports.archive`/dicom-web.
+    """
 
     layout: Layout
     patients: int
     say: Say
+    archive: Callable[["World"], Member] = embedded_archive
+    open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     group: Supervisor = field(init=False)
     network: NodeNetwork = field(init=False)
     sockets: Path = field(init=False)
@@ -42,6 +54,10 @@ class World:
     environment: dict[str, str] = field(init=False)
     settings: Settings = field(init=False)
     chain: dict[str, Any] = field(init=False)
+    early: tuple[Member, ...] = field(init=False)
+    engine: Member = field(init=False)
+    hospital: Member = field(init=False)
+    attestor: Member = field(init=False)
 
     def __enter__(self) -> Self:
         self.group = Supervisor(self.layout.logs)
@@ -49,6 +65,7 @@ class World:
         self.ports = _ports(self.layout.root / "ports.json")
         self.network = NodeNetwork.create()
         try:
+            self._begin()
             self._outside()
             self._papers()
             self._node()
@@ -63,6 +80,7 @@ class World:
     def close(self) -> None:
         """Ends every process and the namespaces. The folder stays."""
         self.group.stop()
+        self.open.close()
         self.network.close()
 
     def chain_client(self, role: str) -> Chain:
@@ -84,23 +102,32 @@ class World:
     def ui(self) -> str:
         return f"http://127.0.0.1:{self.ports.engine}"
 
-    def _outside(self) -> None:
-        """Archive, chain, orchestrator, attestor: the parties that are not the node."""
+    def _begin(self) -> None:
+        """What needs no other: the engine, which takes longest, the chain, the orchestrator, the machine's attester."""
         root, ports = self.layout.root, self.ports
+        kind = "swtpm" if shutil.which("swtpm") and shutil.which("tpm2_quote") else "software"
+        self.say("starting: engine, chain with the vault, orchestrator")
+        self.say(f"starting: the node's machine; TPM evidence from {kind}, DCAP evidence under a development root")
+        attester = serve.python("infra.attester", "--socket", str(self.sockets / "attester.sock"), "--kind", kind)
+        orchestrator = serve.python("infra.orchestrator", "--root", str(root / "orchestrator"), "--port", str(ports.orchestrator))
+        self.early = (
+            self._member("chain", serve.python("infra.chain", "--port", str(ports.chain), "--state", str(root / "chain"))),
+            self._member("attester", [*attester, "--state", str(root / "attester")]),
+            self._member("orchestrator", [*orchestrator, "--token", self.layout.secret("orchestrator")]),
+        )
+        self.engine = serve.engine_server(root, os.environ, ports.engine)
+        self.group.begin(*self.early, self.engine)
+
+    def _outside(self) -> None:
+        """The hospital's dataset and archive; the attestor, once there is a chain."""
         self.say("the hospital: made-up patients, their images, the custodian's manifest with three signatures")
         lay_out_dataset(self.layout, self.patients)
-        inside = self.network.listen("127.0.0.1", ports.archive)
-        argv = serve.python(
-            "infra.hospital", "--root", str(root / "dicom"), "--port", str(ports.archive), "--fd", str(inside.fileno())
-        )
-        self._start("archive", argv, pass_fds=(inside.fileno(),))
-        inside.close()
-        self.say("outside: a chain with the vault, an orchestrator, an attestor")
-        self._start("chain", serve.python("infra.chain", "--port", str(ports.chain), "--state", str(root / "chain")))
-        self.chain = json.loads((root / "chain" / "chain.json").read_bytes())
-        argv = serve.python("infra.orchestrator", "--root", str(root / "orchestrator"), "--port", str(ports.orchestrator))
-        self._start("orchestrator", [*argv, "--token", self.layout.secret("orchestrator")])
-        self._start("attestor", self._attestor())
+        self.hospital = self.archive(self)
+        self.group.begin(self.hospital)
+        self.group.await_ready(*self.early)
+        self.chain = json.loads((self.layout.root / "chain" / "chain.json").read_bytes())
+        self.attestor = self._member("attestor", self._attestor())
+        self.group.begin(self.attestor)
 
     def _attestor(self) -> list[str]:
         root, chain = self.layout.root, self.chain
@@ -112,10 +139,6 @@ class World:
     def _papers(self) -> None:
         """Enrolment, site policy, node.env, an empty ledger."""
         root = self.layout.root
-        kind = "swtpm" if shutil.which("swtpm") and shutil.which("tpm2_quote") else "software"
-        self.say(f"the node's machine: TPM evidence from {kind}, DCAP evidence under a development root")
-        argv = serve.python("infra.attester", "--socket", str(self.sockets / "attester.sock"), "--kind", kind)
-        self._start("attester", [*argv, "--state", str(root / "attester")])
         platform = enrol_platform(self.layout, self.sockets)
         policy = site_policy(self.layout, self.chain, self.chain["accounts"]["attestor"], platform)
         (root / "site.json").write_text(json.dumps(policy, indent=1) + "\n")
@@ -128,23 +151,22 @@ class World:
     def _node(self) -> None:
         """Keeper, launcher and reader in the node's namespace; engine, worker and webhook outside it."""
         everything = {**os.environ, **self.environment}
-        self.say("the node: launcher, reader and keeper in a namespace with port A and port B; the engine and its UI")
-        for member in serve.guardians(self.settings, everything, self.network.popen):
-            self.group.start(member)
+        self.say("the node: launcher, reader and keeper in a namespace with port A and port B; then worker and deployments")
         engine = engine_environment(self.layout.root / "engine", self.ports.engine)
-        serving, working = serve.engine_members(self.settings, everything, self.ports.engine, self.ports.health)
-        self.group.start(serving)
-        serve.deployed(engine, everything)
-        for member in (working, serve.webhook(self.settings, everything, engine)):
-            self.group.start(member)
+        near = (*serve.guardians(self.settings, everything, self.network.popen), serve.webhook(self.settings, everything, engine))
+        self.group.begin(*near)
+        self.group.await_ready(self.hospital, self.attestor, *near, self.engine)
+        deployment = serve.deploying(engine, everything)
+        self.group.start(serve.flow_worker(self.settings, everything, self.ports.engine, self.ports.health))
+        serve.deployed(deployment)
 
-    def _start(self, name: str, argv: list[str], **options: Any) -> None:
-        self.group.start(Member(name, argv, serve.base_environment(os.environ), **options))
+    def _member(self, name: str, argv: list[str]) -> Member:
+        return Member(name, argv, serve.base_environment(os.environ))
 
 
-def world(root: Path, patients: int, say: Say) -> World:
+def world(root: Path, patients: int, say: Say, archive: Callable[[World], Member] = embedded_archive) -> World:
     """The world of a folder, not yet started."""
-    return World(prepare(root.absolute()), patients, say)
+    return World(prepare(root.absolute()), patients, say, archive)
 
 
 def _ports(path: Path) -> Ports:
