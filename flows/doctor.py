@@ -80,7 +80,7 @@ def _looks(node: Node) -> dict[str, Callable[[], object]]:
         "keeper": lambda: _keeper(node),
         "reader": lambda: _holds(node.settings.path("RAPHA_READER_SOCKET"), "reader"),
         "launcher": lambda: _holds(node.settings.path("RAPHA_LAUNCHER_SOCKET"), "launcher"),
-        "isolation": _isolation,
+        "isolation": lambda: _isolation(node),
         "engine": lambda: _answers(f"{os.environ.get('PREFECT_API_URL', '')}/health"),
     }
 
@@ -146,6 +146,11 @@ def _holds(socket: Path, peer: str) -> None:
         channel.call("holds", job="", attempt=0)
 
 
-def _isolation() -> None:
+def _isolation(node: Node) -> None:
+    """The launcher's own probe: what a sandbox of this machine can do that it must not."""
     if shutil.which("bwrap") is None:
         raise Refusal(["bubblewrap-missing"], "an administrator must run: apt-get install bubblewrap")
+    with node.launcher() as launcher:
+        codes, _ = launcher.probe()
+    if codes:
+        raise Refusal(list(codes), f"a sandbox on this machine is open: {', '.join(codes)}")

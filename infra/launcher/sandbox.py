@@ -54,6 +54,7 @@ class Box:
         argv += [word for name in _MASKED if Path("/proc", name).exists() for word in ("--ro-bind", "/dev/null", f"/proc/{name}")]
         argv += ["--bind", f"{self.folder}/shm", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
         argv += ["--bind", f"{self.folder}/tmp", "/tmp", "--bind", f"{self.folder}/out", "/out"]  # noqa: S108
+        argv += self._binds(below_tmp=True)
         argv += ["--ro-bind", f"{self.folder}/in/rapha", "/rapha", "--ro-bind", str(self.workload), "/workload"]
         argv += ["--remount-ro", "/", "--chdir", "/workload"]
         argv += [word for name, value in self.environment.items() for word in ("--setenv", name, value)]
@@ -62,7 +63,7 @@ class Box:
 
     def _root(self) -> list[str]:
         if self.root is None:
-            binds = [word for source, place in self.runtime.binds for word in ("--ro-bind", source, place)]
+            binds = self._binds(below_tmp=False)
             links = [word for target, place in self.runtime.links for word in ("--symlink", target, place)]
             return [*binds, *links, "--ro-bind", f"{self.folder}/in/etc", "/etc"]
         words: list[str] = []
@@ -75,6 +76,12 @@ class Box:
                 else ["--ro-bind", f"{self.folder}/root/{entry.name}", f"/{entry.name}"]
             )
         return words
+
+    def _binds(self, *, below_tmp: bool) -> list[str]:
+        """The runtime's trees. One that lies below /tmp on the host must be shown after the sandbox's own /tmp, not under it."""
+        binds = self.runtime.binds if self.root is None else ()
+        chosen = [(source, place) for source, place in binds if place.startswith("/tmp/") is below_tmp]  # noqa: S108
+        return [word for source, place in chosen for word in ("--ro-bind", source, place)]
 
     def plan(self, argv: list[str], group: control.Group) -> str:
         """The argument of `infra.launcher.stage`."""

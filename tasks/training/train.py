@@ -41,6 +41,8 @@ class Finished(Protocol):
     @property
     def commitment(self) -> str: ...
     @property
+    def salt(self) -> str: ...
+    @property
     def destroyed(self) -> bool: ...
 
 
@@ -81,6 +83,8 @@ def train(
     proof = launcher.proof()
     after = keeper.prove(attempt.job, attempt.number)
     handed = reader.finish()
+    # The salt opens the commitment for an auditor; it stays in the hospital, beside the attempt, and is in no receipt.
+    attempt.keep("commitment", "handed-records", {"commitment": handed.commitment, "salt": handed.salt})
     copied = _collected(launcher, ended, attempt.folder / OUTPUTS)
     evidence = TrainEvidence(
         **attempt.facts(previous.subject),

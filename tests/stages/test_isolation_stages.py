@@ -46,6 +46,7 @@ class Counting:
     unique: int = 3
     total: int = 10
     commitment: str = job_of("commitment")
+    salt: str = "00" * 32
     destroyed: bool = True
 
     def attach(self, fds: list[int]) -> None:
