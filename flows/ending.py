@@ -13,11 +13,14 @@ from rapha.canonical import digest
 from rapha.declaration import read_declaration
 from rapha.errors import PeerError, RaphaError, Refusal
 from tasks.attempt import Attempt
+from tasks.gate import was_opened
 from tasks.training import escrow as escrowing
-from tasks.training.deliver import State, report_document
+from tasks.training.deliver import RECEIPT, SEALED, State, report_document
 
 log = logging.getLogger("rapha.ending")
 LINE_SECONDS = 15.0
+QUARANTINE = "withheld"
+LEAVES = ("release", SEALED, RECEIPT)
 Kind = Literal["result", "receipt", "report"]
 _TOLD: dict[str, State] = {"refused": "refused", "cancelled": "refused", "failed": "failed", "crashed": "failed"}
 
@@ -55,6 +58,7 @@ def conclude(ending: Ending, how: str = "") -> None:
     steps = (
         lambda: attempt.record("ended", state=state, codes=sorted(ending.codes), side=side, gate=gate),
         lambda: node.register.finish(ending.lease, state, ending.codes, side, now=int(time.time())),
+        lambda: withhold(attempt),
         lambda: _let_go_of_escrow(ending, state, side),
         lambda: owe_report(node, attempt, _TOLD[state], ending.codes, gate=gate, side=side),
         lambda: free_line(node),
@@ -72,6 +76,19 @@ def _let_go_of_escrow(ending: Ending, state: str, side: str) -> None:
     if state == "refused" and side == "job":
         declaration, _, _ = read_declaration(ending.lease.document)
         escrowing.release(ending.attempt, declaration.budget.escrow)
+
+
+def withhold(attempt: Attempt) -> None:
+    """What was made to leave goes into quarantine, unless the last door opened: no step finds it under its name again."""
+    if was_opened("settle", attempt):
+        return
+    quarantine = attempt.folder / QUARANTINE
+    try:
+        for path in [attempt.folder / name for name in LEAVES if (attempt.folder / name).exists()]:
+            quarantine.mkdir(mode=0o700, exist_ok=True)
+            path.rename(quarantine / path.name)
+    except OSError as error:
+        raise PeerError("quarantine-unwritable", f"the release cannot be withheld: {error.strerror}", peer="disk") from None
 
 
 def owe_report(node: Node, attempt: Attempt, state: State, codes: tuple[str, ...], *, gate: str, side: str) -> None:

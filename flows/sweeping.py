@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from flows.ending import free_line, owe_report, send_due
+from flows.ending import free_line, owe_report, send_due, withhold
 from flows.node import Node
 from rapha.errors import RaphaError
 from tasks.attempt import Attempt
@@ -41,6 +41,7 @@ def _record_loss(node: Node, job: str) -> None:
     folder = node.state / "attempts" / job.removeprefix("sha256:") / str(status.attempt)
     attempt = Attempt(job=job, number=status.attempt, nonce="", mode=node.settings.mode, folder=folder, ledger=node.ledger)
     _quietly(lambda: attempt.record("ended", state="crashed", codes=list(status.codes), side="node", gate=""))
+    _quietly(lambda: withhold(attempt))
     if status.state == "dead":
         _quietly(lambda: owe_report(node, attempt, "failed", status.codes, gate="", side="node"))
 

@@ -1,17 +1,18 @@
 """The training flow: one job, one attempt, one flow run; it reads like the protocol.
 
     webhook -> intake -> escrow -> manifest -> workload -> policy -> attestation -> cut -> query -> retrieve
-            -> [door train] -> train -> output -> reattestation -> [door seal] -> seal -> reconnect -> settle -> deliver
+            -> [door train] -> train -> output -> reattestation -> [door seal] -> seal -> reconnect
+            -> [door settle] -> settle -> deliver
 
 Every stage is called directly, so that a refusal raises here. What keeps data in is not this order but the ledger, read at the
-two doors.
+three doors.
 """
 
 import time
 from contextlib import ExitStack
 from typing import Any
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.flows import Flow
@@ -22,18 +23,19 @@ from flows.lease import LEASE_SECONDS, Held
 from flows.node import Node
 from flows.stages import stage
 from flows.sweeping import swept
-from flows.view import View
+from flows.view import View, short
 from policies.gate import Evidence
 from policies.manifest import ManifestEvidence
 from policies.query import QueryEvidence
 from policies.records import read_records
 from rapha.canonical import digest
 from rapha.declaration import Declaration, read_declaration
-from rapha.errors import RaphaError
+from rapha.errors import RaphaError, Refusal
 from rapha.receipt import verify_receipt
 from tasks.attempt import Attempt
-from tasks.gate import Cleared
+from tasks.gate import Cleared, open_door, was_opened
 from tasks.guarding.identifiers import record_patterns
+from tasks.stage import coded
 from tasks.training import attest as attesting
 from tasks.training import cut as cutting
 from tasks.training import deliver as delivering
@@ -77,9 +79,14 @@ def halt(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
         conclude(ending, "cancelled" if state.is_cancelled() or state.is_cancelling() else "")
 
 
+def named() -> str:
+    """The run's name in the UI: `train-` and the job's first twelve digits."""
+    return f"train-{short(str(runtime.flow_run.parameters['job']))}"
+
+
 @flow(
     name="train",
-    flow_run_name="train-{job}",
+    flow_run_name=named,
     retries=0,
     persist_result=False,
     result_serializer="json",
@@ -97,7 +104,7 @@ def train(job: str) -> dict[str, Any]:
     ending = _endings[job] = Ending(node, lease, node.attempt(lease))
     with Held(node.register, lease) as held:
         try:
-            result = _settled(node, held, ending) if lease.resumes else _run(node, held, ending)
+            result = coded(_settled if lease.resumes else _run)(node, held, ending)  # what leaves is codes
         except RaphaError as error:
             ending.error = error
             raise
@@ -267,7 +274,9 @@ class _Run:
         launcher.close()
         self.reader.close()
         self.enter("reconnect")
-        self.passed(reconnect(again, attempt, self.keeper, self.token, sealed.receipt_digest))
+        back = reconnect(again, attempt, self.keeper, self.token, sealed.receipt_digest)
+        self.passed(back)
+        open_door("settle", node.gates, attempt, back)
 
     def _sandbox(self) -> SandboxSpec:
         run, wanted = self.declaration.run, self.declaration.workload
@@ -305,8 +314,10 @@ class _Run:
 
 
 def _settled(node: Node, held: Held, ending: Ending) -> dict[str, Any]:
-    """Stages 14 and 15, which resume in place: pay for the receipt, then hand over what was sealed."""
+    """Stages 14 and 15, which resume in place behind the last door: pay for the receipt, then hand over what was sealed."""
     attempt = ending.attempt
+    if not was_opened("settle", attempt):
+        raise Refusal(["door-settle-not-opened"], gate="door-settle", subject=attempt.job)
     receipt = attempt.folder / sealing.RECEIPT
     statement = verify_receipt(receipt.read_bytes(), node.key("receipt").public_key(), job=attempt.job)
     held.enter("settle")

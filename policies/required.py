@@ -6,7 +6,7 @@ door. To add a gate, add it to both tables (CONTRIBUTING.md has the page).
 
 from typing import Literal
 
-Door = Literal["train", "seal"]
+Door = Literal["train", "seal", "settle"]
 
 BEFORE_TRAINING = (
     "intake",
@@ -20,9 +20,12 @@ BEFORE_TRAINING = (
     "retrieve",
 )
 
+BEFORE_SEALING = (*BEFORE_TRAINING, "train", "output", "reattestation")
+
 REQUIRED_GATES: dict[Door, tuple[str, ...]] = {
     "train": BEFORE_TRAINING,
-    "seal": (*BEFORE_TRAINING, "train", "output", "reattestation"),
+    "seal": BEFORE_SEALING,
+    "settle": (*BEFORE_SEALING, "reconnect"),
 }
 
 REQUIRED_CHECKS: dict[str, frozenset[str]] = {

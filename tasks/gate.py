@@ -4,7 +4,7 @@
 each required gate of this one attempt over one chain of subjects, and hashes the kept evidence again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -65,25 +65,29 @@ def require(gate: Gate[E], evidence: E, attempt: Attempt) -> Cleared[E]:
 
 
 def open_door(door: Door, gates: Mapping[str, Gate[Any]], attempt: Attempt, last: Cleared[Evidence]) -> list[dict[str, Any]]:
-    """The verdicts behind `door` ("train" or "seal"), in order, or `Refusal`.
+    """The verdicts behind `door` ("train", "seal" or "settle"), in order, or `Refusal`.
 
     What must hold: 1 the ledger's chain is whole and ends at its signed head; 2 for each required gate there is exactly one
     verdict of this job, attempt and nonce, and it passed; 3 no gate of this attempt refused; 4 each verdict's `previous` is the
-    subject of the one before, the first's is the job; 5 none has expired (behind "seal": the gates before training had not when
-    the train door opened); 6 the kept evidence hashes to the subject; 7 the required checks ran; 8 the last subject is the one
-    that the caller holds; 9 the train door opens once, and "seal" only after it.
+    subject of the one before, the first's is the job; 5 none has expired (behind a later door: none had when the door right
+    behind it opened); 6 the kept evidence hashes to the subject; 7 the required checks ran; 8 the last subject is the one that
+    the caller holds; 9 the train door opens once, "seal" only after it, and "settle" only after that.
     """
     mine = [entry for entry in attempt.ledger.entries() if _is_of(entry, attempt)]
     verdicts = [entry.body for entry in mine if entry.kind == "verdict"]
-    trained = [e.at for e in mine if e.kind == "door" and e.body.get("door") == "train" and e.body.get("opened") is True]
     codes = _door_codes(door, verdicts, gates, attempt)
-    codes += _expired(door, verdicts, trained, attempt.clock())
+    codes += _expired(door, verdicts, mine, attempt.clock())
     if not codes and (last.subject != verdicts[-1]["subject"] or last.evidence.subject != last.subject):
         codes = ["door-other-subject"]
     attempt.record("door", door=door, opened=not codes, codes=sorted(set(codes)))
     if codes:
         raise Refusal(sorted(set(codes)), gate=f"door-{door}", subject=attempt.job)
     return verdicts
+
+
+def was_opened(door: Door, attempt: Attempt) -> bool:
+    """Whether this attempt opened `door`, by its ledger: for a step that resumes behind it. `Refusal` ledger-…"""
+    return bool(_openings(door, [entry for entry in attempt.ledger.entries() if _is_of(entry, attempt)]))
 
 
 def _judged(gate: Gate[E], evidence: E, attempt: Attempt) -> Verdict:
@@ -155,15 +159,23 @@ def _verdict_codes(
     return [f"gate-{what}-{name}" for what, ok in held.items() if ok is not True]
 
 
-def _expired(door: Door, verdicts: Sequence[Mapping[str, Any]], trained: Sequence[int], now: int) -> list[str]:
-    """A long training outlives the gates before it: for these, what counts is the moment when the train door opened."""
-    if door == "seal" and len(trained) != 1:
-        return ["door-train-not-opened-once"]
+def _expired(door: Door, verdicts: Sequence[Mapping[str, Any]], mine: Sequence[Entry], now: int) -> list[str]:
+    """A long training outlives the gates before it: for these, what counts is the moment when the door behind them opened."""
+    trained, sealed = _openings("train", mine), _openings("seal", mine)
     if door == "train" and trained:
         return ["door-train-opened-before"]
-    before = REQUIRED_GATES["train"]
-    judged_at = [(v, trained[0] if door == "seal" and v.get("gate") in before else now) for v in verdicts]
-    return [f"gate-expired-{v.get('gate')}" for v, at in judged_at if not at < v.get("expires", 0)]
+    if door != "train" and len(trained) != 1:
+        return ["door-train-not-opened-once"]
+    if door == "settle" and not sealed:
+        return ["door-seal-not-opened"]
+    moments = {name: sealed[-1] for name in REQUIRED_GATES["seal"]} if door == "settle" else {}
+    moments |= {name: trained[0] for name in REQUIRED_GATES["train"]} if door != "train" else {}
+    return [f"gate-expired-{v.get('gate')}" for v in verdicts if not moments.get(str(v.get("gate")), now) < v.get("expires", 0)]
+
+
+def _openings(door: Door, entries: Iterable[Entry]) -> list[int]:
+    """When this door was opened."""
+    return [e.at for e in entries if e.kind == "door" and e.body.get("door") == door and e.body.get("opened") is True]
 
 
 def _kept_digest(attempt: Attempt, gate: str) -> str:

@@ -33,6 +33,8 @@ def coded(stage: Callable[P, R]) -> Callable[P, R]:
             error = PeerError(peer.codes[0], peer.codes[0], peer=peer.peer)
         except ConfigurationError as wrong:
             error = ConfigurationError(wrong.codes, ", ".join(wrong.codes))
+        except StageBug as bug:  # of a stage inside this one
+            error = StageBug(bug.codes, bug.message)
         except Exception as bug:  # the stage's boundary: see the module
             error = StageBug([f"bug-{type(bug).__name__.lower()}"], f"{type(bug).__name__} in {_place(bug)}")
         raise error from None
