@@ -52,25 +52,35 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
 
 
 class Channel:
-    """A client's connection to one of the node's processes. Not shared between threads."""
+    """A client's connection to one of the node's processes. Not shared between threads.
+
+    A call that failed ends its connection, so that no late answer is taken for the next call's; the next call makes a new one.
+    """
 
     def __init__(self, path: Path, *, peer: str, timeout: float = 60.0) -> None:
         self.peer = peer
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(timeout)
+        self._path, self._timeout, self._lost = path, timeout, False
+        self._sock = self._connected()
+
+    def _connected(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(self._timeout)
         try:
-            self._sock.connect(str(path))
+            sock.connect(str(self._path))
         except OSError as error:
-            self._sock.close()
-            raise PeerError(f"{peer}-unreachable", f"the {peer} process does not answer: {error.strerror}", peer=peer) from None
+            sock.close()
+            said = f"the {self.peer} process does not answer: {error.strerror}"
+            raise PeerError(f"{self.peer}-unreachable", said, peer=self.peer) from None
+        return sock
 
     def call(self, verb: str, *, fds: list[int] | None = None, timeout: float | None = None, **fields: Any) -> dict[str, Any]:
         """Sends a request and returns its answer. Raises the `Refusal` or `PeerError` that the other side answered with."""
+        if self._lost:
+            self._sock, self._lost = self._connected(), False
         if timeout is not None:
             self._sock.settimeout(timeout)
         try:
-            send(self._sock, {"verb": verb, **fields}, fds)
-            answer = receive(self._sock)
+            answer = self._answered({"verb": verb, **fields}, fds)
         except TimeoutError:
             raise PeerError(f"{self.peer}-timeout", f"the {self.peer} process did not answer in time", peer=self.peer) from None
         except OSError as error:
@@ -78,6 +88,18 @@ class Channel:
         if answer is None:
             raise PeerError(f"{self.peer}-gone", f"the {self.peer} process closed the connection", peer=self.peer)
         return self._checked(answer[0])
+
+    def _answered(self, message: dict[str, Any], fds: list[int] | None) -> tuple[dict[str, Any], list[int]] | None:
+        answer, whole = None, False
+        try:
+            send(self._sock, message, fds)
+            answer = receive(self._sock)
+            whole = answer is not None
+        finally:
+            if not whole:
+                self._lost = self._sock.fileno() >= 0  # not one that its owner closed
+                self._sock.close()
+        return answer
 
     def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
         if answer.get("ok") is True:
