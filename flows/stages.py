@@ -26,6 +26,7 @@ def stage(body: Callable[P, R], name: str, *, retries: int = PEER_RETRIES) -> Ta
     """The task around a stage's plain function. Only codes of an exception reach the engine (`tasks.stage.coded`)."""
     return task(
         name=name,
+        task_run_name=name,
         retries=retries,
         retry_delay_seconds=exponential_backoff(backoff_factor=2),
         retry_jitter_factor=0.5,

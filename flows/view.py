@@ -1,10 +1,13 @@
 """What a person sees of a run in the engine's UI: the verdicts as a table, training as a progress bar, the receipt as text.
 
-A view and nothing else: when it cannot be drawn, the run goes on.
+A view and nothing else: when it cannot be drawn, the run goes on. Each is one artifact that grows, under the key
+`verdicts-…`, `training-…` or `receipt-…` with the job's first twelve hex digits and the attempt's number.
 """
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -15,26 +18,37 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 
 log = logging.getLogger("rapha.view")
 
 
+def short(job: str) -> str:
+    """The job as people call it: its first twelve hex digits."""
+    return job.removeprefix("sha256:")[:12]
+
+
 class View:
-    """The artifacts of one attempt. Keys hold the job's first twelve hex digits and the attempt's number."""
+    """The artifacts of one attempt."""
 
     def __init__(self, job: str, attempt: int) -> None:
-        self._name = f"{job.removeprefix('sha256:')[:12]}-{attempt}"
-        self._rows: list[list[str]] = []
+        self._name = f"{short(job)}-{attempt}"
+        self._rows: list[dict[str, str]] = []
+        self._table: UUID | None = None
         self._bar: UUID | None = None
         self._shown = -1
 
     def verdict(self, verdict: Mapping[str, Any]) -> None:
-        """Adds a gate's verdict to the table."""
-        codes = ", ".join(verdict["codes"]) or "-"
-        self._rows.append([verdict["gate"], verdict["verdict"], codes, verdict["subject"][7:19], str(len(verdict["ran"]))])
-        table = [dict(zip(("gate", "verdict", "codes", "subject", "checks"), row, strict=True)) for row in self._rows]
-        self._draw(lambda: create_table_artifact(table, key=f"verdicts-{self._name}", description=_stamp(verdict)))
+        """Adds a gate's verdict to the table; the UI sorts the columns' names, hence the names."""
+        self._rows.append(_row(len(self._rows) + 1, verdict))
+        if self._table is None:
+            told = f"Verdicts of one attempt ({verdict['mode']}), as they fell. The ledger decides, not this table."
+            rows = list(self._rows)
+            self._table = self._draw(lambda: create_table_artifact(rows, key=f"verdicts-{self._name}", description=told))
+        else:
+            self._replace(self._table, json.dumps(self._rows))
 
     def progress(self, handed: int, expected: int) -> None:
         """Records handed to the trainer, as a share of what it was declared to take."""
@@ -43,28 +57,45 @@ class View:
             return
         self._shown = percent
         if self._bar is None:
-            described = f"records handed over, of {expected} expected"
-            made = self._draw(lambda: create_progress_artifact(0.0, key=f"training-{self._name}", description=described))
-            self._bar = made if isinstance(made, UUID) else None
+            told = f"Training: records handed to the sandbox, of {expected} that the job declared (epochs times records)."
+            self._bar = self._draw(
+                lambda: create_progress_artifact(float(percent), key=f"training-{self._name}", description=told)
+            )
+            return
         bar = self._bar
-        if bar is not None:
-            self._draw(lambda: update_progress_artifact(bar, progress=float(percent)))
+        self._draw(lambda: update_progress_artifact(bar, progress=float(percent)))
 
     def receipt(self, lines: Mapping[str, str]) -> None:
         """The end of it, as a short table."""
-        text = "\n".join(["| | |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in lines.items())])
-        self._draw(
-            lambda: create_markdown_artifact(text, key=f"receipt-{self._name}", description="What left, and who was paid.")
-        )
+        text = "\n".join(["| what | value |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in lines.items())])
+        told = "What left the node, and who was credited. `rapha receipt verify` checks it without the node."
+        self._draw(lambda: create_markdown_artifact(text, key=f"receipt-{self._name}", description=told))
 
-    def _draw(self, draw: Any) -> object:
+    def _replace(self, artifact: UUID, data: str) -> None:
+        def draw() -> UUID:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(artifact_id=artifact, artifact=ArtifactUpdate(data=data))
+            return artifact
+
+        self._draw(draw)
+
+    def _draw(self, draw: Callable[[], object]) -> UUID | None:
         try:
-            made: object = draw()
+            made = draw()
         except (PrefectException, httpx.HTTPError) as error:
             log.warning("the engine's view could not be drawn: %s", type(error).__name__)
             return None
-        return made
+        return made if isinstance(made, UUID) else None
 
 
-def _stamp(verdict: Mapping[str, Any]) -> str:
-    return f"Verdicts of one attempt ({verdict['mode']}), in the order in which they fell. The ledger decides, not this table."
+def _row(number: int, verdict: Mapping[str, Any]) -> dict[str, str]:
+    """One line of the table. Values are codes, counts and the first digits of a digest."""
+    return {
+        "#": f"{number:2d}",
+        "gate": str(verdict["gate"]),
+        "verdict": str(verdict["verdict"]),
+        "codes": ", ".join(verdict["codes"]) or "none",
+        "checks": str(len(verdict["ran"])),
+        "subject": str(verdict["subject"])[7:19],
+        "time (UTC)": datetime.fromtimestamp(int(verdict["at"]), UTC).strftime("%H:%M:%S"),
+    }
