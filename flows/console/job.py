@@ -23,8 +23,8 @@ from policies.gate import explain
 from policies.intake import IntakeLimits
 from policies.site import read_section
 from rapha.canonical import is_digest
+from rapha.console.announce import JOB
 from rapha.console.app import AsJson, Result, group
-from rapha.console.job import HELP
 from rapha.errors import ConfigurationError, Refusal
 from rapha.ledger import read as read_ledger
 from rapha.sealed import load_recipient, open_result
@@ -36,7 +36,7 @@ MAX_RESULT = 8 << 30
 
 def register(app: cyclopts.App) -> None:
     """Adds the node's commands to the group `job` that `rapha.console.job` shares."""
-    jobs = group(app, "job", HELP)
+    jobs = group(app, "job", JOB)
     for command in (check, run, status, list_jobs, retry, cancel, fetch):
         jobs.command(command, name=command.__name__.removesuffix("_jobs"))
 

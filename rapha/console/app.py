@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
@@ -28,12 +29,26 @@ class Result:
     status: int = 0
 
 
-def build() -> cyclopts.App:
-    """The whole console, node commands included where they are installed."""
+def build(first: str | None = None) -> cyclopts.App:
+    """The console, node commands included where they are installed.
+
+    first: the first word of the command that is run; only its module is imported, and for a word that no command has, none.
+    """
     app = cyclopts.App(name="rapha", help="Train on clinical images where they are; check what came of it.", version_flags=[])
-    for entry in sorted(entry_points(group="rapha.commands"), key=lambda e: e.name):
-        entry.load()(app)
+    known = announced()
+    modules = {module: None for name, module, _ in known if first is None or name == first}
+    for module in modules:
+        import_module(module).register(app)
+    if not modules:
+        for name, _, text in known:
+            group(app, name, text)
     return app
+
+
+def announced() -> list[tuple[str, str, str]]:
+    """(first word, module, help) of every command, by the entry points; nothing of the commands is imported."""
+    entries = sorted(entry_points(group="rapha.commands"), key=lambda entry: entry.name)
+    return [(name, *found) for entry in entries for name, found in entry.load()().items()]
 
 
 def group(app: cyclopts.App, name: str, help: str) -> cyclopts.App:
@@ -50,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `rapha` script."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    sys.exit(run(build(), argv))
+    sys.exit(run(build(argv[0] if argv else ""), argv))
 
 
 def run(app: cyclopts.App, argv: Sequence[str]) -> int:

@@ -10,20 +10,20 @@ from typing import Any
 import cyclopts
 
 from rapha.canonical import canonical, digest_file
+from rapha.console.announce import JOB
 from rapha.console.app import AsJson, Result, group
 from rapha.declaration import Declaration, read_declaration
 from rapha.errors import ConfigurationError
 from rapha.sealed import load_recipient, write_recipient
 from rapha.signing import JOB_TYPE, load_private, sign, unsigned
 
-HELP = "Write, sign and follow a job."
 NOTHING = "sha256:" + "0" * 64
 MONTH = 30 * 86400
 
 
 def register(app: cyclopts.App) -> None:
     """Adds the commands that need no node."""
-    jobs = group(app, "job", HELP)
+    jobs = group(app, "job", JOB)
     jobs.command(new)
     jobs.command(sign_declaration, name="sign")
 

@@ -7,16 +7,15 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
+from rapha.console.announce import LEDGER
 from rapha.console.app import AsJson, Result, group
 from rapha.errors import ConfigurationError
 from rapha.ledger import verify
 from rapha.signing import load_public
 
-HELP = "Check the record of what a node decided."
-
 
 def register(app: cyclopts.App) -> None:
-    group(app, "ledger", HELP).command(verify_ledger, name="verify")
+    group(app, "ledger", LEDGER).command(verify_ledger, name="verify")
 
 
 def verify_ledger(

@@ -7,13 +7,14 @@ import cyclopts
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from rapha.canonical import digest_file
+from rapha.console.announce import RECEIPT
 from rapha.console.app import AsJson, Result
 from rapha.errors import ConfigurationError, Refusal
 from rapha.receipt import Statement, verify_receipt
 from rapha.signing import load_public
 
 RELEASED = ("weights.safetensors", "metrics.json")
-receipt = cyclopts.App(name="receipt", help="Check a receipt.")
+receipt = cyclopts.App(name="receipt", help=RECEIPT)
 
 
 def register(app: cyclopts.App) -> None:
