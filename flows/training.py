@@ -252,6 +252,7 @@ class _Run:
 
         taught = training(fetched, attempt, node.gates, self.reader, launcher, self.keeper, spec, limits.train, cap, shown)
         self.passed(taught)
+        self.view.trained()
         self.enter("output")
         grant = guarding.Grant(max_bytes=self.manifest.evidence.max_output_bytes, max_metrics=self.manifest.evidence.max_metrics)
         released = output(

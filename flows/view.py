@@ -51,13 +51,19 @@ class View:
             self._replace(self._table, json.dumps(self._rows))
 
     def progress(self, handed: int, expected: int) -> None:
-        """Records handed to the trainer, as a share of what it was declared to take."""
-        percent = min(100, 100 * handed // max(1, expected))
+        """Records handed to the trainer, as a share of epochs times records; 100 is kept for the end."""
+        self._progress(min(99, 100 * handed // max(1, expected)), expected)
+
+    def trained(self) -> None:
+        """Training has ended and its gate has cleared; how many records that took is the trainer's affair."""
+        self._progress(100, 0)
+
+    def _progress(self, percent: int, expected: int) -> None:
         if percent == self._shown:
             return
         self._shown = percent
         if self._bar is None:
-            told = f"Training: records handed to the sandbox, of {expected} that the job declared (epochs times records)."
+            told = f"Training: records handed to the sandbox, of {expected} (epochs times records); 100 % when its gate cleared."
             self._bar = self._draw(
                 lambda: create_progress_artifact(float(percent), key=f"training-{self._name}", description=told)
             )
