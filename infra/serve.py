@@ -93,16 +93,12 @@ def attester(settings: Settings, environment: Mapping[str, str], kind: str) -> M
     return Member("attester", argv, base_environment(environment), timeout=60)
 
 
-def deploying(engine: Mapping[str, str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """Registers the pool and the deployments, in a process that the caller gives to `deployed`."""
+def deploying(engine: Mapping[str, str], environment: Mapping[str, str], logs: Path) -> "subprocess.Popen[bytes]":
+    """Registers the pool and the deployments, in a process that the caller gives to `deployed`; it logs to `deploy.log`."""
     home = Path(__file__).resolve().parent.parent
-    return subprocess.Popen(
-        python("rapha.console", "deploy"),
-        env={**base_environment(environment), **engine},
-        cwd=home,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with (logs / "deploy.log").open("ab") as log:
+        argv = python("rapha.console", "deploy")
+        return subprocess.Popen(argv, env={**base_environment(environment), **engine}, cwd=home, stdout=log, stderr=log)
 
 
 def deployed(process: "subprocess.Popen[bytes]") -> None:
@@ -152,7 +148,7 @@ def _served(group: Supervisor, settings: Settings, options: argparse.Namespace, 
     try:
         group.start(engine_server(state, os.environ, options.engine_port), attester(settings, os.environ, "device"))
         group.start(*guardians(settings, os.environ, inside_by(options.namespace)))
-        deployment = deploying(engine, os.environ)
+        deployment = deploying(engine, os.environ, group.logs)
         working = flow_worker(settings, os.environ, options.engine_port, options.health_port)
         group.start(working, webhook(settings, os.environ, engine))
         deployed(deployment)

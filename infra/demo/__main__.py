@@ -11,14 +11,14 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from infra.demo.layout import Layout
 from infra.demo.papers import PRICE
-from infra.demo.show import Show, follow, money, rapha
+from infra.demo.show import Engine, Show, clock, follow, money, rapha
 from infra.demo.world import World, world
 from rapha.canonical import parse
 from rapha.errors import PeerError, RaphaError
@@ -35,24 +35,42 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--workdir", type=Path)
     options = parser.parse_args()
-    show = Show(as_json=options.json)
-    over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
+        signal.signal(number, _stop)
+    show, said = Show(as_json=options.json), False
     with contextlib.ExitStack() as stack:
         folder = options.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rapha-demo-")))
+        stack.callback(show.close)
         try:
             up = stack.enter_context(world(folder, max(24, options.studies // 2), show.say))
-            show.say(f"[bold]the engine's UI: {up.ui}[/bold]")
-            report = _job(up, show, over) if _is_new(up.layout) else _known(up)
+            show.say(f"everything is up; the engine's UI: [bold]{up.ui}[/bold]")
+            report = _job(up, show) if _is_new(up.layout) else _known(up, show)
+            if options.json:
+                print(json.dumps(report), flush=True)
+            said = True
+            if options.serve:
+                _serve(up, show)
         except RaphaError as error:
-            return _failed(error, as_json=options.json)
-        if options.json:
-            print(json.dumps(report), flush=True)
-        if options.serve:
-            show.say(f"up until you stop it:  set -a; . {up.layout.node_env}; set +a;  rapha job list")
-            up.group.watch(over.is_set)
+            return _failed(error, as_json=options.json and not said)
     return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """The first signal unwinds everything that was started; a second one cannot interrupt that."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _serve(up: World, show: Show) -> None:
+    """Stays up until a signal; that is how it is meant to end, so the status is 0."""
+    show.say(f"up until you stop it (Ctrl-C). In another shell:  set -a; . {up.layout.node_env}; set +a;  rapha job list")
+    if up.layout.root.name and "rapha-demo-" not in up.layout.root.name:
+        show.say(f"again from the same folder:  rapha demo --serve --workdir {up.layout.root}")
+    try:
+        up.group.watch(lambda: False)
+    except SystemExit:
+        sys.exit(0)
 
 
 def _failed(error: RaphaError, *, as_json: bool) -> int:
@@ -66,34 +84,43 @@ def _is_new(layout: Layout) -> bool:
     return not (layout.root / "receipt.json").exists()
 
 
-def _known(up: World) -> dict[str, Any]:
+def _known(up: World, show: Show) -> dict[str, Any]:
     """A folder whose job is done already: the world is up again around it."""
     receipt = up.layout.root / "receipt.json"
     status, verified = rapha("receipt", "verify", str(receipt), environment=up.environment)
     if status != 0:
         raise PeerError("demo-receipt-not-verified", "the receipt in this folder does not verify")
-    return {"receipt": str(receipt), "verified": verified["verdict"], "restarted": True}
+    show.say(f"this folder's job is done; its receipt verifies: {verified['subject'][:23]}…")
+    return {
+        "receipt": str(receipt),
+        "verified": verified["verdict"],
+        "restarted": True,
+        "ui": up.ui,
+        "workdir": str(up.layout.root),
+    }
 
 
-def _job(up: World, show: Show, over: threading.Event) -> dict[str, Any]:
+def _job(up: World, show: Show) -> dict[str, Any]:
     """One job from its declaration to the money; raises at the first thing that did not happen."""
     root = up.layout.root
     show.say("an AI team publishes a signed workload, funds the vault and declares a job")
     raw = up.job()
-    began = time.monotonic()
     job = up.send(raw)
+    show.mark("sent")
     show.say(f"the webhook took it: job [bold]{job[:23]}…[/bold]; its event starts the run")
-    ended = follow(root / "ledger", job, show, over)
+    last = follow(root / "ledger", job, show, Engine(up.ui, job))
     attempt = _last_attempt(root / "attempts" / job.removeprefix("sha256:"))
-    _publish(root, attempt)
-    if ended != "delivered":
-        raise PeerError("demo-job-not-delivered", f"the job {ended or 'did not end in time'}; see {up.layout.logs}")
-    show.say(f"from the webhook to the delivered result: {time.monotonic() - began:.1f} s")
+    if attempt is not None:
+        _publish(root, attempt)
+    if last is None or last.kind != "delivered":
+        codes = ", ".join(last.body.get("codes", [])) if last is not None else "no end in time"
+        raise PeerError("demo-job-not-delivered", f"the job was not delivered ({codes}); see {up.layout.logs}")
     return _checked(up, show, job)
 
 
-def _last_attempt(folder: Path) -> Path:
-    return max(folder.iterdir(), key=lambda path: int(path.name))
+def _last_attempt(folder: Path) -> Path | None:
+    """The newest attempt's folder; None where no run began."""
+    return max(folder.iterdir(), key=lambda path: int(path.name)) if folder.is_dir() else None
 
 
 def _publish(root: Path, attempt: Path) -> None:
@@ -113,20 +140,26 @@ def _publish(root: Path, attempt: Path) -> None:
 def _checked(up: World, show: Show, job: str) -> dict[str, Any]:
     """The receipt offline, a changed receipt, the ledger, and the credits on the chain."""
     root, receipt = up.layout.root, up.layout.root / "receipt.json"
-    status, verified = rapha("receipt", "verify", str(receipt), environment={})
+    with ThreadPoolExecutor() as pool:
+        proved = pool.submit(rapha, "receipt", "verify", str(receipt), environment={})
+        spoilt = pool.submit(_changed_refuses, receipt, up.layout)
+        chained = pool.submit(rapha, "ledger", "verify", str(root / "ledger"), environment={})
+    status, verified = proved.result()
     _must(status == 0 and verified.get("verdict") == "cleared", "demo-receipt-not-verified")
     show.say(f"receipt verified offline: {verified['subject'][:23]}… ({verified['mode']})")
-    _must(_changed_refuses(receipt, up.layout), "demo-changed-receipt-accepted")
+    _must(spoilt.result(), "demo-changed-receipt-accepted")
     show.say("the same receipt with one byte changed: refused")
-    status, whole = rapha("ledger", "verify", str(root / "ledger"), environment={})
+    status, whole = chained.result()
     _must(status == 0, "demo-ledger-not-verified")
     show.say(f"ledger verified: {whole['entries']} entries")
     metrics = parse((root / "release" / "metrics.json").read_bytes(), what="metrics")
-    show.say("  ".join(f"{name} {value}" for name, value in metrics.items()))
+    show.say("what the model learned: " + ", ".join(f"{name} {value}" for name, value in metrics.items()))
     credits = {party: up.chain_client("node").credit(up.chain["accounts"][role]) for party, role in PARTIES.items()}
     escrow = up.chain_client("node").escrow(json.loads((root / "job.json").read_bytes())["budget"]["escrow"])
     _must(sum(credits.values()) == escrow.records * PRICE > 0, "demo-money-odd")
     show.console.print(money(credits, escrow.deposit - sum(credits.values()), escrow.records, PRICE))
+    times = show.times()
+    show.console.print(clock(times))
     return {
         "job": job,
         "verdicts": show.verdicts,
@@ -135,6 +168,7 @@ def _checked(up: World, show: Show, job: str) -> dict[str, Any]:
         "metrics": metrics,
         "credits": credits,
         "records": escrow.records,
+        "seconds": times,
         "ui": up.ui,
         "workdir": str(root),
     }

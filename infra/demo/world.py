@@ -29,9 +29,10 @@ Say = Callable[[str], None]
 
 
 def embedded_archive(up: "World") -> Member:
-    """The demo's own archive: a process outside the node that serves at a socket on the node's loopback."""
+    """The demo's own archive, at one port of both loopbacks: the node's for the reader, ours for a person's `rapha pacs`."""
     held = up.open.enter_context(up.network.listen("127.0.0.1", up.ports.archive))
-    argv = serve.python("infra.hospital", "--root", str(up.layout.root / "dicom"), "--fd", str(held.fileno()))
+    argv = serve.python("infra.hospital", "--root", str(up.layout.root / "dicom"), "--port", str(up.ports.archive))
+    argv += ["--fd", str(held.fileno())]
     return Member("archive", argv, serve.base_environment(os.environ), pass_fds=(held.fileno(),))
 
 
@@ -156,7 +157,7 @@ class World:
         near = (*serve.guardians(self.settings, everything, self.network.popen), serve.webhook(self.settings, everything, engine))
         self.group.begin(*near)
         self.group.await_ready(self.hospital, self.attestor, *near, self.engine)
-        deployment = serve.deploying(engine, everything)
+        deployment = serve.deploying(engine, everything, self.layout.logs)
         self.group.start(serve.flow_worker(self.settings, everything, self.ports.engine, self.ports.health))
         serve.deployed(deployment)
 
