@@ -87,7 +87,7 @@ def submit(folder: Path, raw: bytes | None = None) -> tuple[Register, str]:
 
 
 def test_two_modules_share_the_group_job_in_either_order(capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = {"new", "sign", "check", "status", "list", "retry", "cancel", "fetch"}
+    wanted = {"new", "sign", "check", "run", "status", "list", "retry", "cancel", "fetch"}
     for order in ((rapha.console.job, flows.console.job), (flows.console.job, rapha.console.job)):
         assert {name for name in console(*order)["job"] if not name.startswith("-")} == wanted
     assert "status" not in set(console(rapha.console.job)["job"])  # an AI team has no node
@@ -135,10 +135,11 @@ def test_check_refuses_with_the_rules_code_and_touches_nothing(
     assert sorted(node.rglob("*")) == before
 
 
-def test_check_goes_on_to_the_dry_run(node: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_goes_on_to_the_rehearsal(node: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = node / "job.json"
     path.write_bytes(signed())
-    monkeypatch.setattr(flows.console.job, "dry_run", lambda raw, settings: [])
+    monkeypatch.setattr(flows.console.job.Node, "open", lambda: None)
+    monkeypatch.setattr(flows.console.job, "rehearse", lambda raw, node, admitted: ([], []))
     status, data = said(capsys, "job", "check", path)
     assert (status, data["verdict"], data["codes"], data["job"]) == (0, "cleared", [], job_of(path.read_bytes()))
 
