@@ -20,11 +20,13 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from blocks.multipart import Part, boundary_of, parts
+from rapha.canonical import nesting
 from rapha.errors import PeerError
 
 ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 PAGE = 500
 MAX_PAGE_BYTES = 64 << 20
+MAX_NESTING = 64
 BLOCK = 1 << 18
 # The client logs UIDs, the pool whole request lines: neither may.
 for _name in ("dicomweb_client", "urllib3"):
@@ -105,6 +107,8 @@ class _Session(requests.Session):
         if response.status_code not in (200, 204):
             raise PeerError("pacs-status", f"the archive answered a query with status {response.status_code}", peer="pacs")
         response._content = bytes(body)
+        if nesting(response._content) > MAX_NESTING:
+            raise PeerError("pacs-answer-odd", "the archive's answer nests deeper than any DICOM JSON", peer="pacs")
         return response
 
 

@@ -36,6 +36,9 @@ def server(environment: Mapping[str, str], port: int) -> Member:
 def worker(environment: Mapping[str, str], health_port: int) -> Member:
     """A process worker on the pool `rapha`; each flow run is a fresh interpreter with the worker's environment."""
     argv = prefect("worker", "start", "--pool", "rapha", "--type", "process", "--with-healthcheck")
+    # Of its own: the engine's runner keeps its files in a folder of fixed name there, which another user may have made.
+    scratch = Path(environment["PREFECT_HOME"]) / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
     ports = {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}
     health = f"http://127.0.0.1:{health_port}/health"
-    return Member("worker", argv, {**os.environ, **environment, **ports}, ready=health, timeout=120)
+    return Member("worker", argv, {**os.environ, **environment, **ports, "TMPDIR": str(scratch)}, ready=health, timeout=120)

@@ -9,6 +9,7 @@ A whole float beyond 2^53 is written as RFC 8785 says, and then refused by the r
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -17,6 +18,9 @@ from rapha.errors import Refusal
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_INTEGER = 2**53 - 1  # RFC 7493 section 2.2: beyond it two integers can be one double
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
@@ -89,24 +93,18 @@ def check_text(value: object) -> None:
             check_text(item)
 
 
+def nesting(raw: bytes) -> int:
+    """How deep the arrays and objects in JSON text nest, without parsing it: a parser in C may not survive to say so."""
+    depth = deepest = 0
+    for byte in _STRINGS.sub(b"", raw).translate(None, _NO_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def _bound_depth(raw: bytes, what: str) -> None:
-    depth, in_string, escaped = 0, False, False
-    for byte in raw:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise Refusal(["json-too-deep"], f"the {what} nests deeper than {MAX_DEPTH}", side="job")
-        elif byte in b"]}":
-            depth -= 1
+    if nesting(raw) > MAX_DEPTH:
+        raise Refusal(["json-too-deep"], f"the {what} nests deeper than {MAX_DEPTH}", side="job")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
