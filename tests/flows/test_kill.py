@@ -4,16 +4,11 @@ A flow runs as a process of its own, waits for its job's id with everything impo
 what is owed, with its clock beyond the lease, and the job is brought to its end. Where a run dies is drawn by its number.
 """
 
-import json
-import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,44 +17,15 @@ import pytest
 from flows import sweeping
 from flows.lease import LEASE_SECONDS
 from flows.training import train
-from infra import serve
 from infra.demo.papers import PAYEES
 from infra.demo.world import World
-from infra.engine import engine_environment
 from infra.processes import living_in
 from rapha.canonical import digest
 from rapha.declaration import read_declaration
 from rapha.errors import RaphaError
 from tests.fixtures.line import LineWatch, keeper_status, kept_namespaces, settled_line
-from tests.fixtures.world import attempt_folder, delivered, ended, entries, register_job, register_of
-
-FLOW = """
-import sys
-from flows.training import train
-print("ready", flush=True)
-train(sys.stdin.readline().strip())
-"""
-BEFORE_THE_CUT = ("intake", "escrow", "manifest", "workload", "policy", "attestation")
-BEHIND_THE_CUT = ("cut", "query", "retrieve", "train", "output", "reattestation")
-IN_PLACE = ("settle-sent", "settled")
-
-
-@dataclass(frozen=True)
-class Mark:
-    """An entry of the ledger, by its kind and its gate or door, and seconds to wait after it."""
-
-    kind: str
-    name: str = ""
-    wait: float = 0.0
-
-    def matches(self, kind: str, body: dict[str, object]) -> bool:
-        return self.kind == kind and (not self.name or self.name in (body.get("gate"), body.get("door")))
-
-    @property
-    def cut(self) -> bool:
-        """Whether the line is down at it for certain."""
-        return self.name in (*BEHIND_THE_CUT, "seal") or self.kind in ("train-started", "staging-destroyed")
-
+from tests.fixtures.running import BEFORE_THE_CUT, BEHIND_THE_CUT, IN_PLACE, FlowProcess, Mark, marked
+from tests.fixtures.world import attempt_folder, delivered, ended, entries, register_of
 
 MARKS = (
     *(Mark("verdict", gate) for gate in (*BEFORE_THE_CUT, *BEHIND_THE_CUT, "reconnect")),
@@ -88,65 +54,6 @@ def drawn(seed: int) -> Mark:
     )
     mark = generator.choice(grounds[seed] if seed < len(grounds) else MARKS)
     return Mark(mark.kind, mark.name, mark.wait + generator.choice((0.0, 0.0, 0.05, 0.3)))
-
-
-class FlowProcess:
-    """A flow in an interpreter of its own, waiting for the id of its job."""
-
-    def __init__(self, world: World) -> None:
-        everything = {**os.environ, **world.environment}
-        environment = serve.base_environment(everything) | engine_environment(world.layout.root / "engine", world.ports.engine)
-        environment |= {name: value for name, value in everything.items() if name.startswith("RAPHA_")}
-        environment |= {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_LOGGING_TO_API_ENABLED": "false"}
-        del environment[serve.READER_ALONE]
-        self.log = world.layout.logs / "flow-process.log"
-        self.world = world
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", FLOW],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=Path(serve.__file__).parents[1],
-            )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == b"ready\n"
-
-    def run(self) -> str:
-        """Registers a job and lets the flow have it at once: the engine's own sweep could have it otherwise."""
-        job = register_job(self.world)
-        assert self.process.stdin is not None
-        self.process.stdin.write(job.encode() + b"\n")
-        self.process.stdin.close()
-        return job
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.kill()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-def marked(world: World, job: str, mark: Mark, flow: subprocess.Popen[bytes], seconds: float = 90.0) -> None:
-    """Returns as soon as the ledger's file shows the mark, and its wait has passed."""
-    until = time.monotonic() + seconds
-    with (world.layout.root / "ledger" / "entries.jsonl").open("rb") as ledger:
-        rest = b""
-        while time.monotonic() < until:
-            *lines, rest = (rest + ledger.read()).split(b"\n")
-            for line in lines:
-                entry = json.loads(line)
-                if entry["body"].get("job") == job and mark.matches(entry["kind"], entry["body"]):
-                    time.sleep(mark.wait)
-                    return
-            assert flow.poll() is None, f"the flow ended before its mark: {entries(world, job)[-1:]}"
-            time.sleep(0.002)
-    raise AssertionError(f"no mark {mark} within {seconds} s")
 
 
 @pytest.fixture(scope="session")
@@ -272,3 +179,45 @@ def test_J09_a_flow_killed_at_a_mark_pays_once_and_ends_well(seed: int, watched:
 @pytest.mark.parametrize("seed", range(5, 100))
 def test_J09_a_hundred_kills(seed: int, watched: World, monkeypatch: pytest.MonkeyPatch) -> None:
     killed_at(watched, drawn(seed), monkeypatch)
+
+
+def killed_beside(world: World, name: str, mark: Mark, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a job, kills another process of the node at the mark, lets the flow end as it will; then as above."""
+    before = credits_of(world)
+    flow = FlowProcess(world)
+    try:
+        job = flow.run()
+        marked(world, job, mark, flow.process)
+        victim = next(member.process for member in world.group.members if member.name == name)
+        assert victim is not None
+        victim.kill()
+        namespaces = kept_namespaces(world)
+        flow.process.wait(100)
+        namespaces |= kept_namespaces(world)
+        recovered(world, job, monkeypatch)
+    finally:
+        flow.close()
+    check_once(world, job, before)
+    check_clean(world, namespaces)
+    return job
+
+
+@pytest.mark.parametrize("name", ["keeper", "reader"])
+def test_C14_a_process_killed_while_training_ends_the_attempt(name: str, watched: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = killed_beside(watched, name, Mark("train-started", wait=1.0), monkeypatch)
+    assert ended(watched, job).attempt == 2
+    lost = [entry.body for entry in entries(watched, job) if entry.kind == "ended" and entry.body["attempt"] == 1]
+    assert [body["side"] for body in lost] == ["node"]
+    assert not (attempt_folder(watched, job) / "receipt.json").exists()
+
+
+BESIDE = ("keeper", "reader", "launcher", "engine", "attester", "archive")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "mark", [Mark("verdict", gate) for gate in ("attestation", "cut", "query", "retrieve", "train", "output")]
+)
+@pytest.mark.parametrize("name", BESIDE)
+def test_C14_a_process_killed_at_every_mark(name: str, mark: Mark, watched: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_beside(watched, name, mark, monkeypatch)
