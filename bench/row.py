@@ -10,7 +10,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Row:
-    """`ours` and `peer` in seconds (medians of `runs` interleaved runs); `ratio` = ours / peer, lower is better for times."""
+    """`ours` and `peer` in `unit` (medians of `runs` interleaved runs); `ratio` = ours / peer, lower is better."""
 
     name: str
     ours: float
@@ -44,11 +44,18 @@ def timed(work: Work) -> float:
     return time.perf_counter() - began
 
 
-def beside(name: str, ours: Work, peer: Work, *, peer_name: str, runs: int = 5, per: int = 1, note: str = "") -> Row:
-    """Runs both, interleaved, after one unmeasured run of each; `per` divides a run into its items (ms each)."""
-    ours(), peer()
+def beside(
+    name: str, ours: Work, peer: Work, *, peer_name: str, runs: int = 5, per: int = 1, note: str = "", before: Work | None = None
+) -> Row:
+    """Runs both, interleaved, after one unmeasured run of each; `per` divides a run into its items (ms each).
+
+    before: what each run of ours needs first and is not measured.
+    """
+    prepare = before or (lambda: None)
+    prepare(), ours(), peer()
     a, b = [], []
     for _ in range(runs):
+        prepare()
         a.append(timed(ours))
         b.append(timed(peer))
     return Row(name, 1000 * statistics.median(a) / per, 1000 * statistics.median(b) / per, runs, "ms", peer_name, note)

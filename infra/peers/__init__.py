@@ -1,0 +1,1 @@
+"""Third parties' programs, started for the tests and the measurements on free ports, in folders of the caller's."""
