@@ -1,6 +1,5 @@
 """The engine beside a node: Prefect's server and a process worker, silent towards the outside, everything on loopback."""
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +27,9 @@ def prefect(*arguments: str) -> list[str]:
 
 
 def server(environment: Mapping[str, str], port: int) -> Member:
-    """Prefect's server with its UI."""
+    """Prefect's server with its UI, in `environment` and nothing else."""
     argv = prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
-    return Member("engine", argv, {**os.environ, **environment}, ready=f"http://127.0.0.1:{port}/api/health", timeout=180)
+    return Member("engine", argv, dict(environment), ready=f"http://127.0.0.1:{port}/api/health", timeout=180)
 
 
 def worker(environment: Mapping[str, str], health_port: int) -> Member:
@@ -41,4 +40,4 @@ def worker(environment: Mapping[str, str], health_port: int) -> Member:
     scratch.mkdir(parents=True, exist_ok=True)
     ports = {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}
     health = f"http://127.0.0.1:{health_port}/health"
-    return Member("worker", argv, {**os.environ, **environment, **ports, "TMPDIR": str(scratch)}, ready=health, timeout=120)
+    return Member("worker", argv, {**environment, **ports, "TMPDIR": str(scratch)}, ready=health, timeout=120)

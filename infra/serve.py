@@ -72,18 +72,14 @@ def webhook(settings: Settings, environment: Mapping[str, str], engine: Mapping[
 def engine_server(state: Path, environment: Mapping[str, str], port: int) -> Member:
     """The engine's server and UI; it knows no RAPHA_* setting."""
     engine = engine_environment(state / "engine", port)
-    serving = server(engine, port)
-    serving.environment = {**base_environment(environment), **engine}
-    return serving
+    return server({**base_environment(environment), **engine}, port)
 
 
 def flow_worker(settings: Settings, environment: Mapping[str, str], port: int, health_port: int) -> Member:
     """The worker whose flow runs read the node's settings, the pseudonym key left out."""
     engine = engine_environment(settings.path("RAPHA_STATE_DIR") / "engine", port)
     flows = {name: value for name, value in environment.items() if name.startswith("RAPHA_") and name != READER_ALONE}
-    working = worker(engine, health_port)
-    working.environment = {**working.environment, **base_environment(environment), **engine, **flows}
-    return working
+    return worker({**base_environment(environment), **engine, **flows}, health_port)
 
 
 def attester(settings: Settings, environment: Mapping[str, str], kind: str) -> Member:
