@@ -81,9 +81,9 @@ def _schedule(wanted: Mapping[str, Any]) -> DeploymentScheduleCreate:
 def _trigger(client: SyncPrefectClient, deployment: UUID, name: str, wanted: Any) -> None:
     """The automations that events start it by; those of an earlier deployment go. An event that falls between is the sweep's."""
     client.delete_resource_owned_automations(f"prefect.deployment.{deployment}")
-    for number, one in enumerate(wanted, start=1):
+    for one in wanted:
         if one["type"] != "event":
             raise KeyError("type")
-        trigger = DeploymentEventTrigger.model_validate({"name": f"{name} {number}", **one})
+        trigger = DeploymentEventTrigger.model_validate({"name": f"{name} on {' '.join(one['expect'])}", **one})
         trigger.set_deployment_id(deployment)
         client.create_automation(trigger.as_automation())

@@ -23,7 +23,7 @@ from flows.lease import LEASE_SECONDS, Held
 from flows.node import Node
 from flows.stages import stage
 from flows.sweeping import swept
-from flows.view import View, short
+from flows.view import PARTIES, View, short, tokens
 from policies.gate import Evidence
 from policies.manifest import ManifestEvidence
 from policies.query import QueryEvidence
@@ -332,9 +332,9 @@ def _settled(node: Node, held: Held, ending: Ending) -> dict[str, Any]:
             "mode": attempt.mode,
             "receipt": delivered["receipt"],
             "sealed result": delivered["sealed"],
-            "records": str(paid.records),
-            "paid, millionths of the token": str(paid.amount),
-            "hospital, node owner, onboarder, protocol": " ".join(map(str, paid.credits)),
+            "unique records handed over": str(paid.records),
+            "paid, in the vault's token": tokens(paid.amount),
+            **{f"credited to the {party}": tokens(part) for party, part in zip(PARTIES, paid.credits, strict=True)},
         }
     )
     return {"job": attempt.job, "attempt": attempt.number, "state": "done", "receipt": delivered["receipt"]}

@@ -23,11 +23,19 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 
 log = logging.getLogger("rapha.view")
+PARTIES = ("hospital", "node owner", "onboarder", "protocol")
+DECIMALS = 6  # USDC's, and those of the development chain's token
 
 
 def short(job: str) -> str:
     """The job as people call it: its first twelve hex digits."""
     return job.removeprefix("sha256:")[:12]
+
+
+def tokens(millionths: int) -> str:
+    """An amount of the vault's token, exactly."""
+    whole, rest = divmod(millionths, 10**DECIMALS)
+    return f"{whole}.{rest:0{DECIMALS}d}"
 
 
 class View:
