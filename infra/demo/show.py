@@ -140,7 +140,7 @@ def follow(ledger: Path, job: str, show: Show, engine: Engine) -> Entry | None:
                     show.mark(entry.kind)
                     return entry
         seen = max(seen, len(entries))
-        if time.monotonic() - asked > 1.0 and (show.training or (show.verdicts and not page)):
+        if time.monotonic() - asked > 0.5 and (show.training or (show.verdicts and not page)):
             asked = time.monotonic()
             if not page and (page := engine.page()):
                 show.say(f"  the run in the engine's UI: [bold]{page}[/bold]")
