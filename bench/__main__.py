@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -11,31 +9,36 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.machine import load, machine
 from bench.row import Row
 
-MODULES = ("gates", "ledger", "console", "sandbox", "loader", "wado")
+MODULES = ("console", "ledger", "gates", "sandbox", "loader", "wado")
+RESULT = Path(__file__).parent / "results" / "latest.local.json"
 
 
 def main(names: list[str]) -> int:
     """Runs the named measurements, or all."""
+    before, began = {**machine(), "load_before": load()}, time.monotonic()
     rows: list[Row] = []
     for name in names or MODULES:
-        print(f"measuring: {name}", file=sys.stderr)
+        print(f"measuring: {name}", file=sys.stderr, flush=True)
         rows += importlib.import_module(f"bench.{name}").rows()
-    table = Table("measurement", "ours, ms", "peer, ms", "ratio", "runs", "peer", "note")
-    for row in rows:
-        table.add_row(row.name, f"{row.ours:.3f}", f"{row.peer:.3f}", f"{row.ratio:.2f}", str(row.runs), row.peer_name, row.note)
-    Console(width=160).print(table)
-    machine = {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "at": int(time.time()),
-    }
-    target = Path(__file__).parent / "results" / "latest.local.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"machine": machine, "rows": [row.to_json() for row in rows]}, indent=1) + "\n")
+    Console(width=150).print(table(rows))
+    facts = {**before, "load_after": load(), "seconds": round(time.monotonic() - began)}
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({"machine": facts, "rows": [row.to_json() for row in rows]}, indent=1) + "\n")
     return 0
 
 
-sys.exit(main(sys.argv[1:]))
+def table(rows: list[Row]) -> Table:
+    """One line a row; what is measured of the two is a median, lower is better."""
+    made = Table("measurement", "ours", "peer", "unit", "ratio", "runs", "the peer", "note")
+    for row in rows:
+        made.add_row(
+            row.name, f"{row.ours:.2f}", f"{row.peer:.2f}", row.unit, f"{row.ratio:.2f}", str(row.runs), row.peer_name, row.note
+        )
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

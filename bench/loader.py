@@ -4,6 +4,7 @@ import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def _row(loader: RaphaDataLoader, dataset: Arrays, workers: int) -> Row:
         per=EPOCHS * IMAGES,
     )
     note = f"records/s: {1000 / row.ours:.0f} (ours: {LINES} lines, decrypted by the reader, counted) and {1000 / row.peer:.0f}"
-    return Row(row.name, row.ours, row.peer, row.runs, row.unit, row.peer_name, note)
+    return replace(row, note=note)
 
 
 def _drained(length: Callable[[Any], int], batches: Any, epochs: int = 1) -> None:
