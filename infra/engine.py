@@ -1,7 +1,16 @@
-"""The engine beside a node: Prefect's server and a process worker, silent towards the outside, everything on loopback."""
+"""The engine beside a node: Prefect's server and a process worker, silent towards the outside, everything on loopback.
 
+`python -m infra.engine` makes the empty database that a new engine starts from: the server's own migrations, run once for
+each installation and not at each first start.
+"""
+
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 from infra.supervisor import Member
@@ -15,6 +24,31 @@ QUIET = {
     "PREFECT_CLI_COLORS": "false",
     "PREFECT_WORKER_QUERY_SECONDS": "2",
 }
+DATABASE = "prefect.db"
+
+
+def empty_database() -> Path:
+    """Where this installation keeps the migrated, empty database of its version of the engine."""
+    return Path(sys.prefix) / "var" / f"engine-{version('prefect')}.sqlite"
+
+
+def prepare(home: Path) -> None:
+    """A new engine's database. Where set-up made none the server makes its own, some seconds later; it checks either."""
+    made = empty_database()
+    if made.exists() and not (home / DATABASE).exists():
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shutil.copyfile(made, home / DATABASE)
+
+
+def make_database() -> None:
+    """Runs the migrations into an empty database, which appears whole or not at all. Raises `CalledProcessError`."""
+    made = empty_database()
+    made.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=made.parent) as home:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        environment = {**kept, **QUIET, "PREFECT_HOME": home}
+        subprocess.run(prefect("server", "database", "upgrade", "-y"), env=environment, check=True, stdout=subprocess.DEVNULL)
+        (Path(home) / DATABASE).replace(made)
 
 
 def engine_environment(home: Path, port: int) -> dict[str, str]:
@@ -41,3 +75,8 @@ def worker(environment: Mapping[str, str], health_port: int) -> Member:
     ports = {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}
     health = f"http://127.0.0.1:{health_port}/health"
     return Member("worker", argv, {**environment, **ports, "TMPDIR": str(scratch)}, ready=health, timeout=120)
+
+
+if __name__ == "__main__":
+    if not empty_database().exists():
+        make_database()

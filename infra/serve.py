@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from blocks.settings import READER_ALONE, Settings, load
-from infra.engine import engine_environment, server, worker
+from infra.engine import engine_environment, prepare, server, worker
 from infra.supervisor import Member, Opener, Supervisor
 from rapha.errors import PeerError, RaphaError
 
@@ -72,6 +72,7 @@ def webhook(settings: Settings, environment: Mapping[str, str], engine: Mapping[
 def engine_server(state: Path, environment: Mapping[str, str], port: int) -> Member:
     """The engine's server and UI; it knows no RAPHA_* setting."""
     engine = engine_environment(state / "engine", port)
+    prepare(state / "engine")
     return server({**base_environment(environment), **engine}, port)
 
 

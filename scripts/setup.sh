@@ -52,3 +52,4 @@ if [ ! -e "$stamp" ] && ! { [ "$kind" = node ] && ls .venv/.lock-dev-ok >/dev/nu
   [ "$kind" = dev ] && sha256sum requirements/dev.txt | cut -c1-16 > .venv/.lock-dev-ok
   touch "$stamp"
 fi
+.venv/bin/python -m infra.engine  # once: the database that a new engine starts from

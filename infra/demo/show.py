@@ -64,7 +64,9 @@ class Show:
         self.verdicts.append(body)
         good = body["verdict"] == "cleared"
         mark = "[green]cleared[/green]" if good else f"[red]refused[/red] {', '.join(body['codes'])}"
-        self.say(f"  gate [bold]{body['gate']:<14}[/bold] {mark}  [dim]{len(body['ran'])} checks, {body['subject'][:19]}…[/dim]")
+        # A refusal before any check ran, by the door itself, has neither.
+        judged = f"{len(body['ran'])} checks, {body['subject'][:19]}…" if "ran" in body else "not judged"
+        self.say(f"  gate [bold]{body['gate']:<14}[/bold] {mark}  [dim]{judged}[/dim]")
 
     def progress(self, percent: float) -> None:
         """Records handed over, as a bar on a terminal and as a few lines elsewhere."""
