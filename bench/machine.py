@@ -8,7 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = ("torch", "numpy", "cryptography", "prefect", "pydicom")
-PROGRAMS = {"bwrap": ("bwrap", "--version"), "orthanc": ("Orthanc", "--version"), "curl": ("curl", "--version")}
+PROGRAMS = {
+    "commit": ("git", "describe", "--always", "--dirty"),
+    "bwrap": ("bwrap", "--version"),
+    "orthanc": ("Orthanc", "--version"),
+    "curl": ("curl", "--version"),
+}
 
 
 def machine() -> dict[str, object]:
