@@ -127,9 +127,9 @@ def shots(ui: str) -> Iterator[Shot]:
     found = _json(f"{ui}/api/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
     artifacts = {str(one["key"]).partition("-")[0]: one["id"] for one in found if one["key"]}
     page, artifact = f"{ui}/runs/flow-run/{run['id']}", f"{ui}/artifacts/artifact/"
-    yield "run.png", page, (run["name"], "Completed", "Beginning flow run"), (1440, 900), ""
-    yield "verdicts.png", artifact + artifacts["verdicts"], ("intake", "reconnect"), (1440, 1060), ""
-    yield "artifacts.png", page, ("verdicts-", "training-", "receipt-"), (1440, 1130), "Artifacts"
+    yield "run.png", page, ("verdicts-", "training-", "receipt-"), (1440, 1130), "Artifacts"
+    yield "verdicts.png", artifact + artifacts["verdicts"], ("intake", "reconnect"), (1440, 900), ""
+    yield "training.png", artifact + artifacts["training"], ("Training:", "%"), (1440, 500), ""
     yield "receipt.png", artifact + artifacts["receipt"], ("sealed result",), (1440, 780), ""
 
 
