@@ -250,7 +250,10 @@ class _Run:
         def shown(handed: int, total: int) -> None:
             self.view.progress(handed, epochs * total)
 
-        taught = training(fetched, attempt, node.gates, self.reader, launcher, self.keeper, spec, limits.train, cap, shown)
+        longest = self.declaration.run.max_seconds
+        taught = training(
+            fetched, attempt, node.gates, self.reader, launcher, self.keeper, spec, limits.train, cap, shown, seconds=longest
+        )
         self.passed(taught)
         self.view.trained()
         self.enter("output")

@@ -111,10 +111,11 @@ class World:
         self.say(f"starting: the node's machine; TPM evidence from {kind}, DCAP evidence under a development root")
         attester = serve.python("infra.attester", "--socket", str(self.sockets / "attester.sock"), "--kind", kind)
         orchestrator = serve.python("infra.orchestrator", "--root", str(root / "orchestrator"), "--port", str(ports.orchestrator))
+        token = {"RAPHA_ORCHESTRATOR_TOKEN": self.layout.secret("orchestrator")}  # not where `ps` shows it
         self.early = (
             self._member("chain", serve.python("infra.chain", "--port", str(ports.chain), "--state", str(root / "chain"))),
             self._member("attester", [*attester, "--state", str(root / "attester")]),
-            self._member("orchestrator", [*orchestrator, "--token", self.layout.secret("orchestrator")]),
+            Member("orchestrator", orchestrator, {**serve.base_environment(os.environ), **token}),
         )
         self.engine = serve.engine_server(root, os.environ, ports.engine)
         self.group.begin(*self.early, self.engine)

@@ -1,4 +1,6 @@
-"""`python -m infra.orchestrator --root DIR --port P --token TOKEN`: prints `ready` once it serves on loopback.
+"""`python -m infra.orchestrator --root DIR --port P`: prints `ready` once it serves on loopback.
+
+The token that it asks for is in RAPHA_ORCHESTRATOR_TOKEN; `--token` is for tests, since a command line is there for all to read.
 
 DIR/blobs/<hex> are the artefacts (put them there, or PUT them); DIR/jobs/<job hex>/<attempt>/result|receipt|report what a node
 delivered.

@@ -83,7 +83,7 @@ def make_declaration(
     epochs: int = 10,
     batch_size: int = 16,
     seed: int = 7,
-    max_seconds: int = 120,
+    max_seconds: int = 600,
 ) -> dict[str, Any]:
     """The demo's job, unsigned. budget: its section; deadline: seconds since the epoch; recipient: X25519 key, base64."""
     return {

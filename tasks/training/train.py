@@ -5,13 +5,14 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from blocks.keeper import Keeper
 from blocks.launcher import Collected, Exit, Launcher, SandboxSpec
 from policies.gate import Evidence, Gate
-from policies.train import IsolationFacts, TrainEvidence, TrainLimits, bucket, train_gate
+from policies.train import IsolationFacts, SandboxLimits, TrainEvidence, TrainLimits, bucket, train_gate
 from rapha.errors import Refusal
 from tasks.attempt import Attempt
 from tasks.gate import Cleared, open_door, require
@@ -66,11 +67,13 @@ def train(
     cap: int,
     on_progress: Callable[[int, int], None],
     *,
+    seconds: int | None = None,
     workers: int = WORKERS,
 ) -> Cleared[TrainEvidence]:
     """Runs the workload on the reader's records; its files end in `attempt.folder/outputs`.
 
-    cap: unique records that the job may be handed; on_progress(handed, total) about once a second. Never retried. Raises
+    cap: unique records that the job may be handed; seconds: the run's longest that the declaration names, by which escrow and
+    manifest were judged (the site's own limit holds too); on_progress(handed, total) about once a second. Never retried. Raises
     `Refusal` from the door, launcher, keeper or gate; `PeerError` when one of them died: the sandbox ends with the connection.
     """
     open_door("train", gates, attempt, previous)
@@ -78,7 +81,7 @@ def train(
     attempt.record("train-started", workload=wanted["workload"], launcher=wanted["launcher"])
     with _lines(workers) as (ours, theirs):
         reader.attach(ours())
-        isolation = launcher.launch(attempt.job, attempt.number, spec, limits.sandbox, theirs)
+        isolation = launcher.launch(attempt.job, attempt.number, spec, _bounded(limits.sandbox, seconds), theirs)
     ended = _followed(attempt, reader, launcher, keeper, on_progress)
     proof = launcher.proof()
     after = keeper.prove(attempt.job, attempt.number)
@@ -110,6 +113,11 @@ def train(
         limits=limits,
     )
     return require(train_gate(limits), evidence, attempt)
+
+
+def _bounded(site: SandboxLimits, seconds: int | None) -> SandboxLimits:
+    """A job has the time that it declared, and never more than the site gives to any."""
+    return site if seconds is None else replace(site, seconds=min(site.seconds, seconds))
 
 
 @contextlib.contextmanager

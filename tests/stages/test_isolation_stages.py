@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -128,7 +129,7 @@ class Run:
         with self.world.keeper() as keeper:
             return cut(before, self.attempt, keeper, limits)
 
-    def train(self, *, cap: int = 5, **changes: Any) -> Cleared[Any]:
+    def train(self, *, cap: int = 5, seconds: int | None = None, **changes: Any) -> Cleared[Any]:
         line = self.cut()
         self.token = line.evidence.token
         last = self.pass_by(("query", "retrieve"), line.subject)
@@ -144,6 +145,7 @@ class Run:
                 TRAINING,
                 cap,
                 lambda handed, total: self.progress.append((handed, total)),
+                seconds=seconds,
             )
 
 
@@ -179,6 +181,13 @@ def test_C16_E26_a_failed_trainer_leaves_no_outputs(world: World) -> None:
     run = Run(world, "failed", GOOD + "raise SystemExit(3)")
     assert set(codes_of(run)) == {"train-not-completed", "train-odd-output"}
     assert not (run.attempt.folder / "outputs").exists()
+
+
+def test_I03_a_job_has_no_more_time_than_it_declared(world: World) -> None:
+    run = Run(world, "longer", SAY + "import time\ntime.sleep(30)")
+    started = time.monotonic()
+    assert "train-not-completed" in codes_of(run, seconds=2)
+    assert time.monotonic() - started < 20 and not (run.attempt.folder / "outputs").exists()
 
 
 def test_other_bytes_than_the_workload_gate_judged_refuse(world: World) -> None:
