@@ -116,12 +116,16 @@ def _run(node: Node, held: Held, ending: Ending) -> dict[str, Any]:
     """All gates, training, and what follows."""
     lease, attempt = held.lease, ending.attempt
     declaration, _, _ = read_declaration(lease.document)
-    view = View(lease.job, lease.number)
+    view = View(lease.job, lease.number, attempt.mode)
     with ExitStack() as open_connections:
         run = _Run(node, held, ending, attempt, declaration, view, open_connections)
-        bound = run.before_the_cut()
-        records = run.behind_the_cut(bound)
-        run.trained(records)
+        try:
+            bound = run.before_the_cut()
+            records = run.behind_the_cut(bound)
+            run.trained(records)
+        except Refusal as refusal:
+            view.refused(refusal.gate, refusal.codes, int(time.time()))
+            raise
     return _settled(node, held, ending)
 
 
@@ -329,7 +333,7 @@ def _settled(node: Node, held: Held, ending: Ending) -> dict[str, Any]:
     held.enter("deliver")
     delivered = deliver(attempt, node.orchestrator, statement)
     node.register.finish(held.lease, "done", now=int(time.time()))
-    View(attempt.job, attempt.number).receipt(
+    View(attempt.job, attempt.number, attempt.mode).receipt(
         {
             "job": attempt.job,
             "mode": attempt.mode,

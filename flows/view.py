@@ -6,7 +6,7 @@ A view and nothing else: when it cannot be drawn, the run goes on. Each is one a
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -41,7 +41,8 @@ def tokens(millionths: int) -> str:
 class View:
     """The artifacts of one attempt."""
 
-    def __init__(self, job: str, attempt: int) -> None:
+    def __init__(self, job: str, attempt: int, mode: str) -> None:
+        self._told = f"The gates' verdicts of one attempt ({mode}), as they fell. The ledger decides, not this table."
         self._name = f"{short(job)}-{attempt}"
         self._rows: list[dict[str, str]] = []
         self._table: UUID | None = None
@@ -49,14 +50,24 @@ class View:
         self._shown = -1
 
     def verdict(self, verdict: Mapping[str, Any]) -> None:
-        """Adds a gate's verdict to the table; the UI sorts the columns' names, hence the names."""
-        self._rows.append(_row(len(self._rows) + 1, verdict))
-        if self._table is None:
-            told = f"Verdicts of one attempt ({verdict['mode']}), as they fell. The ledger decides, not this table."
-            rows = list(self._rows)
-            self._table = self._draw(lambda: create_table_artifact(rows, key=f"verdicts-{self._name}", description=told))
-        else:
+        """Adds a gate's verdict to the table."""
+        checks, at = str(len(verdict["ran"])), int(verdict["at"])
+        self._add(verdict["gate"], verdict["verdict"], verdict["codes"], checks, verdict["subject"][7:19], at)
+
+    def refused(self, gate: str, codes: Sequence[str], at: int) -> None:
+        """The table's last line, of an attempt that ends with it; gate "" where a stage refused before its gate."""
+        self._add(gate or "stage", "refused", codes, "", "", at)
+
+    def _add(self, gate: str, verdict: str, codes: Sequence[str], checks: str, subject: str, at: int) -> None:
+        """The columns stand in the order of these names."""
+        row = {"#": str(len(self._rows) + 1), "gate": gate, "verdict": verdict, "codes": ", ".join(codes) or "none"}
+        row |= {"checks": checks, "subject": subject, "time (UTC)": datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")}
+        self._rows.append(row)
+        if self._table is not None:
             self._replace(self._table, json.dumps(self._rows))
+            return
+        rows = list(self._rows)
+        self._table = self._draw(lambda: create_table_artifact(rows, key=f"verdicts-{self._name}", description=self._told))
 
     def progress(self, handed: int, expected: int) -> None:
         """Records handed to the trainer, as a share of epochs times records; 100 is kept for the end."""
@@ -100,16 +111,3 @@ class View:
             log.warning("the engine's view could not be drawn: %s", type(error).__name__)
             return None
         return made if isinstance(made, UUID) else None
-
-
-def _row(number: int, verdict: Mapping[str, Any]) -> dict[str, str]:
-    """One line of the table. Values are codes, counts and the first digits of a digest."""
-    return {
-        "#": f"{number:2d}",
-        "gate": str(verdict["gate"]),
-        "verdict": str(verdict["verdict"]),
-        "codes": ", ".join(verdict["codes"]) or "none",
-        "checks": str(len(verdict["ran"])),
-        "subject": str(verdict["subject"])[7:19],
-        "time (UTC)": datetime.fromtimestamp(int(verdict["at"]), UTC).strftime("%H:%M:%S"),
-    }

@@ -89,7 +89,7 @@ def engine(up: World) -> Engine:
 def learnt(up: World) -> str:
     """The job with the torch workload, done."""
     job = up.send(up.job(Wish(epochs=10)))
-    assert ended(up, job, 120).state == "done"
+    assert ended(up, job, 180).state == "done"
     return job
 
 
@@ -130,7 +130,7 @@ def test_more_than_the_manifest_is_ignored_and_counted(up: World, learnt: str) -
 
 
 def test_the_webhooks_event_and_nothing_else_started_the_run(engine: Engine, learnt: str) -> None:
-    run = engine.completed(learnt)
+    run = engine.ended(learnt, "COMPLETED")
     assert run["name"] == "train-" + learnt.removeprefix("sha256:")[:12]
     announced = engine.events(f"rapha.job.{learnt}", "rapha.job.submitted")
     assert [event["payload"] for event in announced] == [{"job": learnt}]
@@ -145,7 +145,7 @@ def test_the_webhooks_event_and_nothing_else_started_the_run(engine: Engine, lea
 
 
 def test_verdicts_progress_and_receipt_are_seen_in_the_engine(engine: Engine, learnt: str) -> None:
-    seen = engine.artifacts(engine.completed(learnt))
+    seen = engine.artifacts(engine.ended(learnt, "COMPLETED"))
     assert set(seen) == {"verdicts", "training", "receipt"}
     rows = json.loads(seen["verdicts"]["data"])
     assert seen["verdicts"]["type"] == "table"
@@ -158,5 +158,16 @@ def test_verdicts_progress_and_receipt_are_seen_in_the_engine(engine: Engine, le
 def test_a_second_job_follows_on_the_same_node(up: World, engine: Engine, learnt: str) -> None:
     job = up.send(up.job(quick()))
     assert ended(up, job).state == "done"
-    assert engine.completed(job)["created_by"]["type"] == "AUTOMATION"
+    assert engine.ended(job, "COMPLETED")["created_by"]["type"] == "AUTOMATION"
     assert evidence(up, job, "query")["ignored"] == 3
+
+
+def test_a_refusal_is_seen_as_the_tables_last_line(up: World, engine: Engine, learnt: str) -> None:
+    dataset = json.loads(up.job(quick()))["dataset"]
+    job = up.send(up.job(quick(dataset={**dataset, "purpose": "marketing"})))
+    status = ended(up, job)
+    assert status.state == "refused"
+    run = engine.ended(job, "FAILED")
+    rows = json.loads(engine.artifacts(run)["verdicts"]["data"])
+    assert [row["verdict"] for row in rows] == ["cleared", "cleared", "refused"]
+    assert (rows[-1]["gate"], rows[-1]["codes"]) == ("manifest", ", ".join(status.codes))
