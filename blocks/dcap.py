@@ -1,9 +1,8 @@
 """Verifying a DCAP quote against collateral that the node holds, with the dcap-qvl library: bytes in, facts out.
 
-The collateral is a file (PCS documents, each signed by Intel); it is never fetched here and never taken from the attester. The
-time
-is given, never the host's. Sizes are bounded before anything is parsed. A library's answer that is not a whole set of claims is a
-fault, as is any disagreement between its reading of the quote and ours.
+The collateral is a file (PCS documents, each signed by Intel); it is never fetched here and never taken from the attester.
+The time is given, never the host's. Sizes are bounded before anything is parsed. A library's answer that is not a whole set
+of claims is a fault, as is any disagreement between its reading of the quote and ours.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
 """The attestation gate: is this the machine, the enclave and the moment that this attempt may hand clear data to?
 
 What must hold, in the order of the checks: the DCAP quote is genuine under the pinned root and of canonical length; the
-enclave is
-one that the site names, not in debug, its TCB good or excepted by name; its report data binds this attempt; a TPM quote under the
-enrolled key, over the required PCRs, binds that quote; the machine is enrolled and the same in both; nothing runs backwards.
-The TEE's word is never alone: a forged quote (WireTap, TEE.fail) still has to come from an enrolled machine and its TPM.
+enclave is one that the site names, not in debug, its TCB good or excepted by name; its report data binds this attempt; a TPM
+quote under the enrolled key, over the required PCRs, binds that quote; the machine is enrolled and the same in both; nothing
+runs backwards. The TEE's word is never alone: a forged quote (WireTap, TEE.fail) still has to come from an enrolled machine
+and its TPM.
 """
 
 from policies.attestation_evidence import AttestationEvidence, SamePlatform, report_data, same_platform

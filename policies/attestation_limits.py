@@ -21,8 +21,7 @@
      "max_answer_seconds": 60, "max_clock_skew": 300, "ttl": 3600}
 
 With both measurements and signers, both must hold; with neither, nothing passes. A status that is not UpToDate passes only
-under an
-exception that names it and every advisory of the platform; Revoked never does.
+under an exception that names it and every advisory of the platform; Revoked never does.
 """
 
 from collections.abc import Mapping

@@ -30,8 +30,8 @@ class QuoteBody:
 
     measurement: MRENCLAVE (32 bytes) or MRTD (48); runtime: RTMR0..3 of a TD; attributes: SGX flags and XFRM (16 bytes) or
     TDATTRIBUTES (8); config: SGX CONFIGID, CONFIGSVN, ISVEXTPRODID and ISVFAMILYID, or a TD's MRCONFIGID, MROWNER,
-    MROWNERCONFIG and
-    (TD 1.5) MRSERVICETD; seam: MRSIGNERSEAM and SEAMATTRIBUTES of a TD; length: bytes that the quote's own fields account for.
+    MROWNERCONFIG and (TD 1.5) MRSERVICETD; seam: MRSIGNERSEAM and SEAMATTRIBUTES of a TD; length: bytes that the quote's own
+    fields account for.
     """
 
     version: int

@@ -1,8 +1,7 @@
 """`python -m infra.attester --socket S --kind swtpm|software|device --state DIR [--pcrs 0,1,…]`; prints `ready` when it serves.
 
 swtpm and software make DCAP evidence of a made-up machine kept in DIR/dcap (its root.der and collateral.json are what a
-development
-node pins and imports). device uses /dev/tpmrm0 and the TEE's own interface, and refuses where either is absent.
+development node pins and imports). device uses /dev/tpmrm0 and the TEE's own interface, and refuses where either is absent.
 """
 
 import argparse

@@ -2,8 +2,7 @@
 under it.
 
 Nothing here is ever trusted in production: the gate demands Intel's root there. Formats: Intel SGX PCK Certificate and CRL
-Profile
-specification, the PCS API's TCB info version 3 and QE identity version 2, quote version 3.
+Profile specification, the PCS API's TCB info version 3 and QE identity version 2, quote version 3.
 """
 
 import datetime as dt

@@ -1,10 +1,9 @@
 """Stages 6 and 12: the machine is attested before any data is asked for, and again before anything is sealed.
 
 The gate makes its own nonce and writes it to the ledger before it asks. What comes back is parsed, compared and verified here
-with
-collateral, root and enrolment record that the node holds; the process that sent it is believed in nothing. What was judged is
-kept in
-the attempt's `evidence-files/` (or `reattestation-files/`), enough to repeat the decision with `rapha attest verify`.
+with collateral, root and enrolment record that the node holds; the process that sent it is believed in nothing. What was
+judged is kept in the attempt's `evidence-files/` (or `reattestation-files/`), enough to repeat the decision with `rapha
+attest verify`.
 """
 
 import datetime as dt
