@@ -11,9 +11,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from infra.demo.layout import Layout
@@ -35,9 +35,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--workdir", type=Path)
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
-    show, said = Show(as_json=options.json), False
+    served = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda number, _: _stop(number, served))
+    show = Show(as_json=options.json)
     with contextlib.ExitStack() as stack:
         folder = options.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rapha-demo-")))
         stack.callback(show.close)
@@ -45,32 +46,32 @@ def main() -> int:
             up = stack.enter_context(world(folder, max(24, options.studies // 2), show.say))
             show.say(f"everything is up; the engine's UI: [bold]{up.ui}[/bold]")
             report = _job(up, show) if _is_new(up.layout) else _known(up, show)
+            served.set()
             if options.json:
                 print(json.dumps(report), flush=True)
-            said = True
             if options.serve:
                 _serve(up, show)
         except RaphaError as error:
-            return _failed(error, as_json=options.json and not said)
+            return _failed(error, as_json=options.json and not served.is_set())
     return 0
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """The first signal unwinds everything that was started; a second one cannot interrupt that."""
+def _stop(number: int, served: threading.Event) -> NoReturn:
+    """The first signal unwinds everything that was started; a second one cannot interrupt that.
+
+    Once the job is done and told, a signal is how it is meant to end: status 0.
+    """
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
+    sys.exit(0 if served.is_set() else 128 + number)
 
 
 def _serve(up: World, show: Show) -> None:
-    """Stays up until a signal; that is how it is meant to end, so the status is 0."""
+    """Stays up until a signal."""
     show.say(f"up until you stop it (Ctrl-C). In another shell:  set -a; . {up.layout.node_env}; set +a;  rapha job list")
     if up.layout.root.name and "rapha-demo-" not in up.layout.root.name:
         show.say(f"again from the same folder:  rapha demo --serve --workdir {up.layout.root}")
-    try:
-        up.group.watch(lambda: False)
-    except SystemExit:
-        sys.exit(0)
+    up.group.watch(lambda: False)
 
 
 def _failed(error: RaphaError, *, as_json: bool) -> int:
