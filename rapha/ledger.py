@@ -91,7 +91,11 @@ def read_entry(raw: bytes) -> Entry:
     fields = {"seq": int, "prev": str, "at": int, "kind": str, "body": dict, "hash": str}
     if not isinstance(value, dict) or set(value) != set(fields):
         raise Refusal(["ledger-unreadable"], "a ledger line has other fields than an entry's")
-    if any(type(value[name]) is not kind for name, kind in fields.items()) or canonical(value) != raw.rstrip(b"\n"):
+    if (
+        any(type(value[name]) is not kind for name, kind in fields.items())
+        or canonical(value) != raw.rstrip(b"\n")
+        or value["seq"] < 0
+    ):
         raise Refusal(["ledger-unreadable"], "a ledger line is not in canonical form")
     return Entry(**value)
 
@@ -121,6 +125,8 @@ def verify(folder: Path, key: Ed25519PublicKey | None = None) -> Report:
     signed head is the last entry.
     """
     try:
+        if not all((folder / name).is_file() for name in (GENESIS, ENTRIES, CHECKPOINTS, HEAD)):
+            raise FileNotFoundError
         ledger_id = _ledger_id(folder)
         key = key or ledger_key(folder)
         with _still(folder):
@@ -160,7 +166,7 @@ def _ledger_id(folder: Path) -> str:
 @contextmanager
 def _still(folder: Path) -> Iterator[None]:
     """No append of a living node falls between two reads; a copy of a ledger may lack the lock file."""
-    if not (folder / LOCK).exists():
+    if not (folder / LOCK).is_file():
         yield
         return
     with (folder / LOCK).open("rb") as lock:

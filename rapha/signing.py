@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -24,11 +24,13 @@ from cryptography.hazmat.primitives.serialization import (
 
 from rapha.canonical import canonical, digest
 from rapha.errors import ConfigurationError, Refusal
+from rapha.files import read_regular
 
 JOB_TYPE = "application/vnd.rapha.job.v1+json"
 MANIFEST_TYPE = "application/vnd.rapha.manifest.v1+json"
 WORKLOAD_TYPE = "application/vnd.rapha.workload.v1+json"
 MAX_SIGNATURES = 16
+MAX_KEY = 64 * 1024
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
@@ -121,8 +123,8 @@ def load_private(path: Path) -> Ed25519PrivateKey:
 def load_public(path: Path) -> Ed25519PublicKey:
     """An Ed25519 public key from a PEM file."""
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
+        key = load_pem_public_key(read_regular(path, MAX_KEY, "key-unreadable"))
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(["key-unreadable"], f"{path}: not a readable PEM public key ({type(error).__name__})") from None
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigurationError(["key-kind"], f"{path}: not an Ed25519 key")

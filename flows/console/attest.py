@@ -24,6 +24,7 @@ from policies.tpm_evidence import platform_facts, tpm_facts
 from rapha.canonical import canonical, digest, parse
 from rapha.console.app import AsJson, Result
 from rapha.errors import ConfigurationError, Refusal
+from rapha.files import read_regular
 from tasks.shared.enrol import enrol
 
 
@@ -132,9 +133,8 @@ def enrol_node(
     """Enrol this machine's TPM key and platform: run by a person at the machine, with its attester process up.
 
     The key is proven to sit in the TPM of its endorsement certificate, and that certificate to come from a given maker's
-    authority
-    (--ek-root, PEM, repeatable; required in production). Put the printed digest into `platforms` of the site's attestation
-    policy.
+    authority (--ek-root, PEM, repeatable; required in production). Put the printed digest into `platforms` of the site's
+    attestation policy.
 
     Example: `rapha node enrol --socket /run/rapha/attester.sock --machine node-1 --ek-root maker.pem --out platform.json`
     """
@@ -193,11 +193,7 @@ def _tpm(folder: Path, quote: bytes) -> tuple[TpmFacts | None, PlatformFacts | N
 
 def _bounded(path: Path, limit: int) -> bytes:
     """The file's first `limit` + 1 bytes: what is longer is refused by the check that knows the limit."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(limit + 1)
-    except OSError as error:
-        raise ConfigurationError(["file-unreadable"], f"{path}: {error.strerror}") from None
+    return read_regular(path, limit, "file-unreadable")
 
 
 def _object(path: Path, what: str) -> dict[str, Any]:

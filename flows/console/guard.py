@@ -15,8 +15,9 @@ from policies.output import OutputEvidence, OutputLimits, output_gate
 from policies.site import read_section
 from rapha.canonical import parse
 from rapha.console.app import AsJson, Result
-from rapha.declaration import Declaration, read_declaration
+from rapha.declaration import MAX_DECLARATION, Declaration, read_declaration
 from rapha.errors import ConfigurationError, Refusal
+from rapha.files import read_regular
 from tasks.guarding.inspection import inspect
 from tasks.guarding.release import prepare_release, write_release
 
@@ -70,11 +71,7 @@ def guard(
 
 
 def _declared(path: Path) -> tuple[Declaration, str]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(["job-unreadable"], f"{path}: {error.strerror}") from None
-    declaration, _, job_id = read_declaration(raw)
+    declaration, _, job_id = read_declaration(read_regular(path, MAX_DECLARATION, "job-unreadable"))
     return declaration, job_id
 
 

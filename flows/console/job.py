@@ -25,7 +25,9 @@ from policies.site import read_section
 from rapha.canonical import is_digest
 from rapha.console.announce import JOB
 from rapha.console.app import AsJson, Result, group
-from rapha.errors import ConfigurationError, Refusal
+from rapha.declaration import MAX_DECLARATION
+from rapha.errors import Refusal
+from rapha.files import read_regular
 from rapha.ledger import read as read_ledger
 from rapha.sealed import load_recipient, open_result
 from rapha.signing import load_trusted
@@ -205,7 +207,4 @@ def _shown(held: Register, found: JobStatus) -> Result:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(["file-unreadable"], f"{path}: {error.strerror}") from None
+    return read_regular(path, MAX_DECLARATION, "file-unreadable")

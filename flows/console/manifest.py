@@ -35,6 +35,7 @@ from rapha.canonical import canonical, digest, parse
 from rapha.console.app import AsJson, Result, group
 from rapha.declaration import read_declaration
 from rapha.errors import ConfigurationError
+from rapha.files import read_regular
 from rapha.signing import MANIFEST_TYPE, load_private, load_trusted, sign
 from tasks.shared.collect import collect_records
 from tasks.training.manifest import records_facts
@@ -278,11 +279,7 @@ def _labels(path: Path | None) -> dict[str, int]:
 
 
 def _bytes(path: Path, limit: int = MAX_MANIFEST * 4) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(limit + 1)
-    except OSError as error:
-        raise ConfigurationError(["file-unreadable"], f"{path}: {error.strerror}") from None
+    raw = read_regular(path, limit, "file-unreadable")
     if len(raw) > limit:
         raise ConfigurationError(["file-too-large"], f"{path} is larger than {limit} bytes")
     return raw

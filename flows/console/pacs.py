@@ -20,6 +20,7 @@ from policies.minimise import minimise_counted, project_key
 from rapha.canonical import parse
 from rapha.console.app import AsJson, Result, group
 from rapha.errors import ConfigurationError, Refusal
+from rapha.files import read_regular
 from tasks.shared.collect import save_instances
 
 MAX_INPUT = 64 << 20
@@ -194,10 +195,9 @@ def _input(file: Path | None) -> bytes:
     try:
         if file is None or str(file) == "-":
             return sys.stdin.buffer.read(MAX_INPUT + 1)
-        with file.open("rb") as stream:
-            return stream.read(MAX_INPUT + 1)
     except OSError as error:
-        raise ConfigurationError(["file-unreadable"], f"{file}: {error.strerror}") from None
+        raise ConfigurationError(["file-unreadable"], f"standard input: {error.strerror}") from None
+    return read_regular(file, MAX_INPUT, "file-unreadable")
 
 
 def _manifest_project() -> str:

@@ -31,6 +31,8 @@ def scan_path(
     """
     if not path.exists():
         raise ConfigurationError(["scan-no-such-path"], f"{path}: there is nothing there")
+    if not (path.is_dir() or path.is_file()):
+        raise ConfigurationError(["scan-not-a-file"], f"{path}: neither a file nor a folder")
     with scanned_aside(path, table(hospital_wheels(wheels)), ScanLimits()) as found:
         return _result(found)
 

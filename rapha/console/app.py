@@ -89,9 +89,9 @@ def _printed(as_json: bool, result: object) -> int:
     if not isinstance(result, Result):
         return 0
     if as_json:
-        print(jsonlib.dumps(result.data, ensure_ascii=False))
+        _print(jsonlib.dumps(result.data, ensure_ascii=False))
     else:
-        print("\n".join(result.lines))
+        _print("\n".join(result.lines))
     return result.status
 
 
@@ -102,10 +102,15 @@ def _failed(as_json: bool, status: int, codes: Sequence[str], message: str, erro
         else {}
     )
     if as_json:
-        print(jsonlib.dumps({**verdict, "codes": list(codes), "error": message}, ensure_ascii=False))
+        _print(jsonlib.dumps({**verdict, "codes": list(codes), "error": message}, ensure_ascii=False))
     else:
         print(f"{'refused' if verdict else 'error'}: {', '.join(codes)}\n  {message}", file=sys.stderr)
     return status
+
+
+def _print(text: str) -> None:
+    """A file's name need not be text: what has no form in UTF-8 is shown as an escape, which JSON reads too."""
+    print(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _place(error: Exception) -> str:

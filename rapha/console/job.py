@@ -12,8 +12,9 @@ import cyclopts
 from rapha.canonical import canonical, digest_file
 from rapha.console.announce import JOB
 from rapha.console.app import AsJson, Result, group
-from rapha.declaration import Declaration, read_declaration
+from rapha.declaration import MAX_DECLARATION, Declaration, read_declaration
 from rapha.errors import ConfigurationError
+from rapha.files import read_regular
 from rapha.sealed import load_recipient, write_recipient
 from rapha.signing import JOB_TYPE, load_private, sign, unsigned
 
@@ -140,7 +141,4 @@ def _recipient(path: Path) -> str:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(["file-unreadable"], f"{path}: {error.strerror}") from None
+    return read_regular(path, MAX_DECLARATION, "file-unreadable")

@@ -10,7 +10,8 @@ from rapha.canonical import digest_file
 from rapha.console.announce import RECEIPT
 from rapha.console.app import AsJson, Result
 from rapha.errors import ConfigurationError, Refusal
-from rapha.receipt import Statement, verify_receipt
+from rapha.files import open_regular, read_regular
+from rapha.receipt import MAX_RECEIPT, Statement, verify_receipt
 from rapha.signing import load_public
 
 RELEASED = ("weights.safetensors", "metrics.json")
@@ -57,10 +58,7 @@ def verify(
 
 
 def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(["receipt-unreadable"], f"{file}: {error.strerror}") from None
+    return read_regular(file, MAX_RECEIPT, "receipt-unreadable")
 
 
 def _pinned(file: Path, key: Path | None) -> Ed25519PublicKey:
@@ -82,7 +80,7 @@ def _compare(statement: Statement, release: Path | None, sealed: Path | None) ->
 
 def _digest_of(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path, "output-unreadable") as stream:
             return digest_file(stream)
     except OSError as error:
         raise ConfigurationError(["output-unreadable"], f"{path}: {error.strerror}") from None

@@ -14,8 +14,9 @@ from policies.image import ROOT
 from policies.python_source import module_names
 from policies.scan import FileFact, Remark, Report, ScanLimits, judge_files
 from policies.wheels import INSTALLER_FILES, MAX_RECORD, KnownTable, read_record, table
-from rapha.canonical import parse
+from rapha.canonical import MAX_BYTES, parse
 from rapha.errors import ConfigurationError, Refusal
+from rapha.files import read_regular
 from tasks.scanning.forms import read_form
 from tasks.scanning.layout import is_layout, unpack_image
 from tasks.scanning.unpack import Unpacked
@@ -85,8 +86,8 @@ def hospital_wheels(path: Path | None) -> list[dict[str, str]]:
     if path is None:
         return []
     try:
-        rows = parse(path.read_bytes(), what="table of known wheels")
-    except (OSError, Refusal):
+        rows = parse(read_regular(path, MAX_BYTES, "known-wheels-malformed"), what="table of known wheels")
+    except Refusal:
         raise ConfigurationError(["known-wheels-malformed"], f"{path}: not a readable JSON array of known wheels") from None
     if not isinstance(rows, list) or not all(isinstance(r, dict) and all(isinstance(v, str) for v in r.values()) for r in rows):
         raise ConfigurationError(["known-wheels-malformed"], f"{path}: not an array of objects with name, version, record")
