@@ -7,9 +7,11 @@ door that judges, records and only then answers.
 """
 
 import dataclasses
+import functools
+import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Never, TypeVar
+from typing import Any, Generic, Literal, Never, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rapha.canonical import digest_of
 
@@ -201,6 +203,40 @@ class Gate(Generic[E_contra]):
             mode=evidence.mode,
             findings=tuple(findings),
         )
+
+
+def well_typed(value: object) -> bool:
+    """Whether every fact of evidence is exactly of the kind that its field declares: no 1 for True, no absence for an answer."""
+    return all(_fits(getattr(value, name), wanted) for name, wanted in _hints(type(value)).items())  # type: ignore[arg-type]
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.name != "limits"}  # the gate compares these whole
+
+
+def _fits(value: object, wanted: Any) -> bool:
+    """What is declared in a way that is not known here fits nothing."""
+    kind, parts = get_origin(wanted) or wanted, get_args(wanted)
+    if kind is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
+    if kind is tuple:
+        return type(value) is tuple and _fit_each(value, parts)
+    if kind in (Mapping, dict):
+        return isinstance(value, Mapping) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+    exactly = type(value) is kind or (kind is float and type(value) is int) or kind in (Any, object)
+    return exactly and (not dataclasses.is_dataclass(kind) or well_typed(value))
+
+
+def _fit_each(values: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:
+    if len(parts) == 2 and parts[1] is Ellipsis:
+        return all(_fits(value, parts[0]) for value in values)
+    return len(values) == len(parts) and all(map(_fits, values, parts))
 
 
 def explain(gate: "Gate[Any]", codes: Iterable[str]) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from policies.gate import E, E_co, Evidence, Gate, Verdict, explain
+from policies.gate import E, E_co, Evidence, Gate, Verdict, explain, well_typed
 from policies.required import REQUIRED_CHECKS, REQUIRED_GATES, Door
 from rapha.canonical import digest
 from rapha.errors import Refusal
@@ -42,8 +42,9 @@ class Cleared(Generic[E_co]):
 def require(gate: Gate[E], evidence: E, attempt: Attempt) -> Cleared[E]:
     """Judges `evidence`, writes the verdict to the ledger, and returns `Cleared` or raises `Refusal`.
 
-    What must hold: 1 the evidence is evidence, with a canonical form; 2 it is of this attempt, and fresh; 3 some check ran, and
-    the checks that ran are those that the policy requires for this gate; 4 all passed; 5 evidence and verdict are on disk.
+    What must hold: 1 the evidence is evidence, its facts of the declared kinds, with a canonical form; 2 it is of this
+    attempt, and fresh; 3 some check ran, and the checks that ran are those that the policy requires for this gate; 4 all
+    passed; 5 evidence and verdict are on disk.
     """
     verdict = _judged(gate, evidence, attempt)
     codes = set(verdict.codes)
@@ -93,13 +94,13 @@ def was_opened(door: Door, attempt: Attempt) -> bool:
 def _judged(gate: Gate[E], evidence: E, attempt: Attempt) -> Verdict:
     """The gate's verdict; evidence that is none is refused and recorded as such."""
     try:
-        if not isinstance(evidence, Evidence):
+        if not isinstance(evidence, Evidence) or not well_typed(evidence):
             raise TypeError
         verdict = gate.judge(evidence)
         if type(verdict) is not Verdict:
             raise TypeError
         return verdict
-    except (TypeError, ValueError, AttributeError, RecursionError):
+    except (TypeError, ValueError, AttributeError, NameError, RecursionError):
         record = {**_own(attempt), "verdict": "refused", "gate": gate.name, "codes": ["evidence-odd"], "subject": attempt.job}
         attempt.ledger.append("verdict", record, at=attempt.clock())
         raise Refusal(["evidence-odd"], gate=gate.name, subject=attempt.job) from None
