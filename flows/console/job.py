@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cyclopts
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from blocks.orchestrator import Orchestrator
 from blocks.register import Register
@@ -26,11 +27,12 @@ from rapha.canonical import is_digest
 from rapha.console.announce import JOB
 from rapha.console.app import AsJson, Result, group
 from rapha.declaration import MAX_DECLARATION
-from rapha.errors import Refusal
+from rapha.errors import ConfigurationError, Refusal
 from rapha.files import read_regular
 from rapha.ledger import read as read_ledger
+from rapha.receipt import MAX_RECEIPT, Statement, verify_receipt
 from rapha.sealed import load_recipient, open_result
-from rapha.signing import load_trusted
+from rapha.signing import load_private, load_trusted
 from tasks.training.intake import Admission, admit
 
 MAX_RESULT = 8 << 30
@@ -75,6 +77,9 @@ def run(path: Path, *, as_json: AsJson = False) -> Result:
 
     Example: `rapha job run job.json`
     """
+    if not os.environ.get("PREFECT_API_URL", "").strip():
+        said = "PREFECT_API_URL is not set: the engine would start a server of its own, which no one configured"
+        raise ConfigurationError(["missing-prefect-api-url"], said)
     from flows.training import train  # the engine takes a second to import; no other command needs it
 
     settings = load(os.environ, without=(READER_ALONE,))
@@ -154,7 +159,10 @@ def cancel(job: str, *, as_json: AsJson = False) -> Result:
 
 
 def fetch(job: str, *, key: Path, out: Path, as_json: AsJson = False) -> Result:
-    """Fetch a job's sealed result from the orchestrator and open it into OUT with the recipient's private key.
+    """Fetch a job's sealed result and receipt from the orchestrator, check the one by the other, and open the result into OUT.
+
+    Anyone can seal something to a public key: nothing is written to OUT unless the receipt is signed by this node, is of this
+    job, attempt and mode, and names the sealed file and the opened files by their digests.
 
     Parameters
     ----------
@@ -178,9 +186,29 @@ def fetch(job: str, *, key: Path, out: Path, as_json: AsJson = False) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         sealed = Path(folder) / "result"
         digest = peer.get(job, found.attempt, "result", sealed, MAX_RESULT)
+        receipt = Path(folder) / "receipt.json"
+        peer.get(job, found.attempt, "receipt", receipt, MAX_RECEIPT)
+        statement = verify_receipt(receipt.read_bytes(), _receipt_key(settings), job=job)
+        if (statement.predicate.attempt, statement.mode) != (found.attempt, settings.mode):
+            raise Refusal(["receipt-other-attempt"], "the receipt is of another attempt or mode", gate="receipt", subject=job)
+        _named(statement, {"sealed-result": digest}, job)
+        _named(statement, open_result(sealed, recipient, Path(folder) / "opened", job=job).files, job)
         opened = open_result(sealed, recipient, out, job=job)
     lines = [f"{out / name}  {value}" for name, value in sorted(opened.files.items())]
-    return Result({**opened.to_json(), "sealed": digest, "out": str(out)}, lines)
+    lines.append(f"receipt {statement.digest} ({statement.mode}) names what was fetched")
+    data = {"sealed": digest, "receipt": statement.digest, "mode": statement.mode, "out": str(out)}
+    return Result({**opened.to_json(), **data}, lines)
+
+
+def _receipt_key(settings: Settings) -> Ed25519PublicKey:
+    return load_private(settings.path("RAPHA_KEYS_DIR") / "receipt.key").public_key()
+
+
+def _named(statement: Statement, files: Mapping[str, str], job: str) -> None:
+    """Each file must be the one in the receipt."""
+    wrong = sorted(name for name, value in files.items() if statement.subjects.get(name) != value)
+    if wrong:
+        raise Refusal(["receipt-other-output"], f"{wrong[0]} is not the one in the receipt", gate="receipt", subject=job)
 
 
 def node_register(settings: Settings) -> Register:

@@ -5,6 +5,7 @@ A command returns `Result`; errors of the tree become their exit status and, wit
 
 import json as jsonlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ def group(app: cyclopts.App, name: str, help: str) -> cyclopts.App:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `rapha` script."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # the engine's library tells its maker of its first use in a terminal
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     sys.exit(run(build(argv[0] if argv else ""), argv))
 

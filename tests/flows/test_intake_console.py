@@ -21,11 +21,14 @@ from blocks.register import Register
 from blocks.settings import ALWAYS, FILES, URLS
 from blocks.settings import NODE as NODE_NAMES
 from policies.intake import IntakeLimits
+from rapha.canonical import canonical, digest
 from rapha.console.app import run
 from rapha.declaration import read_declaration
+from rapha.receipt import Predicate, sign_receipt
 from rapha.sealed import recipient_key, seal_files, write_recipient
 from rapha.signing import write_private, write_public
 from tests.fixtures.intake import NODE, OTHER, OWNER, STRANGER, TEAM, document, job_of, signed
+from tests.fixtures.receipts import KEY, predicate_document
 
 URL = "http://127.0.0.1:9"
 
@@ -194,7 +197,26 @@ def test_fetch_opens_what_the_orchestrator_holds(
         sealed = node / "sealed"
         with sealed.open("wb") as stream:
             seal_files(content, recipient_key(recipient), stream, job=job, attempt=1)
-        flows.console.job.Orchestrator(base, token).put(job, 1, "result", sealed)
+        peer = flows.console.job.Orchestrator(base, token)
+        peer.put(job, 1, "result", sealed)
+        assert said(capsys, *argv)[1]["codes"] == ["orchestrator-blob-missing"]  # a result without its receipt
+        write_private(node / "keys" / "receipt.key", KEY)
+        stored = root / "jobs" / job.removeprefix("sha256:") / "1" / "receipt"
+        left = {"sealed-result": digest(sealed.read_bytes()), **{name: digest(raw) for name, raw in content.items()}}
+        for changes, names, code in (
+            ({"job": job_of(signed(document(deadline=4_000_000_000)))}, left, "receipt-other-job"),
+            ({"attempt": 2}, left, "receipt-other-attempt"),
+            ({"mode": "production"}, left, "receipt-other-attempt"),
+            ({}, {**left, "sealed-result": digest(b"another")}, "receipt-other-output"),
+            ({}, {**left, "metrics.json": digest(b"another")}, "receipt-other-output"),
+        ):
+            predicate = Predicate.model_validate_json(canonical(predicate_document(**{"job": job, **changes})))
+            stored.write_bytes(sign_receipt(predicate, names, KEY))
+            assert said(capsys, *argv)[1]["codes"] == [code] and not (node / "result").exists()
+        predicate = Predicate.model_validate_json(canonical(predicate_document(job=job)))
+        stored.write_bytes(sign_receipt(predicate, left, TEAM))
+        assert said(capsys, *argv)[1]["codes"] == ["receipt-key"] and not (node / "result").exists()
+        stored.write_bytes(sign_receipt(predicate, left, KEY))
         status, data = said(capsys, *argv)
         assert (status, data["job"], data["attempt"]) == (0, job, 1)
         assert {name: (node / "result" / name).read_bytes() for name in content} == content
@@ -204,6 +226,16 @@ def test_fetch_opens_what_the_orchestrator_holds(
     finally:
         process.kill()
         process.wait()
+
+
+def test_run_without_an_engine_is_a_matter_of_configuration(
+    node: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    (node / "job.json").write_bytes(signed())
+    status, data = said(capsys, "job", "run", node / "job.json")
+    assert (status, data["codes"]) == (2, ["missing-prefect-api-url"])
+    assert said(capsys, "job", "list")[1] == {"jobs": []}  # and nothing is owed
 
 
 def test_ledger_verify_names_the_first_bad_entry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
