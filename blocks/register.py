@@ -42,6 +42,7 @@ from blocks.register_rows import (
     JobRow,
     JobStatus,
     Lease,
+    Lost,
     OutboxRow,
     WebhookNonceRow,
     delivery_of,
@@ -200,16 +201,16 @@ class Register:
             row, attempt = _held(session, lease, now, cancelled_too=True)
             _end(session, row, attempt, state, codes, side, now)
 
-    def reap(self, now: int) -> list[str]:
-        """Takes back the leases that ran out; the jobs concerned. What crashed too often becomes a dead letter."""
+    def reap(self, now: int) -> list[Lost]:
+        """Takes back the leases that ran out; the attempts concerned. What crashed too often becomes a dead letter."""
         with self._session() as session:
             lost = select(AttemptRow).where(AttemptRow.state == "running", AttemptRow.lease_until <= now)
-            jobs = []
+            found = []
             for attempt in session.scalars(_locked(lost)).all():
                 row = session.get_one(JobRow, attempt.job)
                 _end(session, row, attempt, "cancelled" if row.cancel_asked else "crashed", ("lease-lost",), "node", now)
-                jobs.append(row.id)
-            return jobs
+                found.append(Lost(job=row.id, attempt=attempt.number, state=row.state, codes=tuple(row.codes.split())))
+            return found
 
     # -- a person's commands
 

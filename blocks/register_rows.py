@@ -137,6 +137,16 @@ class JobStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """An attempt whose lease ran out, and its job's state from then on: crashed, owing, dead or cancelled."""
+
+    job: str
+    attempt: int
+    state: str
+    codes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
     """What Intake asks of the register about a job: nothing of it comes from the declaration."""
 

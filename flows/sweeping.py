@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from blocks.register_rows import Lost
 from flows.ending import free_line, owe_report, send_due, withhold
 from flows.node import Node
 from rapha.errors import RaphaError
@@ -17,8 +18,8 @@ def swept(start: Callable[[str, str], None]) -> dict[str, Any]:
     """Counts of what was done. `start(job, key)` starts a run; the same key again starts nothing."""
     node, now = Node.open(), int(time.time())
     reaped = node.register.reap(now)
-    for job in reaped:
-        _record_loss(node, job)
+    for lost in reaped:
+        _record_loss(node, lost)
     freed = _quietly(lambda: free_line(node, 5.0)) is True
     owed = node.register.owed()
     for job in owed:
@@ -33,17 +34,19 @@ def _start(node: Node, start: Callable[[str, str], None], job: str) -> None:
         start(job, f"{job}:{status.attempt}:{status.state}:{status.updated}")
 
 
-def _record_loss(node: Node, job: str) -> None:
-    """A killed worker wrote no end; without one the keeper keeps the line down. From Settle on an attempt resumes in place."""
-    status = node.register.status(job)
-    if status is None or status.state == "owing":
+def _record_loss(node: Node, lost: Lost) -> None:
+    """A killed worker wrote no end; without one the keeper keeps the line down. From Settle on an attempt resumes in place.
+
+    Another worker may hold the job's next attempt by now: what is ended here is the one that was lost, and no other.
+    """
+    if lost.state == "owing":
         return
-    folder = node.state / "attempts" / job.removeprefix("sha256:") / str(status.attempt)
-    attempt = Attempt(job=job, number=status.attempt, nonce="", mode=node.settings.mode, folder=folder, ledger=node.ledger)
-    _quietly(lambda: attempt.record("ended", state="crashed", codes=list(status.codes), side="node", gate=""))
+    folder = node.state / "attempts" / lost.job.removeprefix("sha256:") / str(lost.attempt)
+    attempt = Attempt(job=lost.job, number=lost.attempt, nonce="", mode=node.settings.mode, folder=folder, ledger=node.ledger)
+    _quietly(lambda: attempt.record("ended", state="crashed", codes=list(lost.codes), side="node", gate=""))
     _quietly(lambda: withhold(attempt))
-    if status.state == "dead":
-        _quietly(lambda: owe_report(node, attempt, "failed", status.codes, gate="", side="node"))
+    if lost.state == "dead":
+        _quietly(lambda: owe_report(node, attempt, "failed", lost.codes, gate="", side="node"))
 
 
 def _quietly(step: Callable[[], Any]) -> Any:

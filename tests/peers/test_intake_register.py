@@ -189,7 +189,8 @@ def test_a_lease_is_renewed_by_its_holder_until_it_runs_out(register: Register) 
 
 def test_J08_who_lost_a_lease_can_write_nothing_more(register: Register) -> None:
     job, lease = running(register)
-    assert register.reap(NOW + LEASE) == [job] and state(register, job) == "crashed"
+    (lost,) = register.reap(NOW + LEASE)
+    assert (lost.job, lost.attempt, lost.state) == (job, 1, "crashed") and state(register, job) == "crashed"
     second = register.claim("worker-1", NOW + LEASE, LEASE)
     assert second and (second.number, second.resumes) == (2, False) and second.nonce != lease.nonce
     for verb, args in (("renew", (NOW + LEASE, 9)), ("stage", ("settle", NOW + LEASE))):
