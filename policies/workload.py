@@ -1,9 +1,9 @@
 """The workload gate: what is judged before anything of a job's code may be started.
 
 What must hold: 1 the bytes are those that the declaration names; 2 the signature document is the one that it names, and says
-the same workload, kind and entry point; 3 it is signed in the role workload-signer by an identity on the site's own list; 4 the
-scan ran to its end and found nothing, and what was unpacked is what was scanned; 5 base weights, if any, are the declared ones in an inert
-format; 6 the hospital's launcher is the one that the site pinned.
+the same workload, kind and entry point; 3 it is signed in the role workload-signer by an identity on the site's own list; 4
+the scan ran to its end and found nothing, and what was unpacked is what was scanned; 5 base weights, if any, are the declared
+ones in an inert format; 6 the hospital's launcher is the one that the site pinned.
 """
 
 from collections.abc import Sequence
