@@ -71,6 +71,7 @@ URLS = (
     "RAPHA_CHAIN_RPC_URL",
     "RAPHA_ATTESTOR_URL",
 )
+BESIDE = "RAPHA_OPA_URL"  # a policy server stands beside the node in production too; beyond this machine it is https
 FILES = (
     "RAPHA_TRAINER_COMMAND",
     "RAPHA_DATASET_MANIFEST_PATH",
@@ -157,7 +158,10 @@ def load(environment: Mapping[str, str], *, without: Collection[str] = ()) -> Se
 
 def is_loopback(url: str) -> bool:
     """Whether a URL names this machine and nothing else."""
-    host = urlsplit(url).hostname or ""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -203,31 +207,51 @@ def _file_problems(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         f"unreadable-{_kebab(name)}": f"{name} does not name a readable file"
         for name, text in named.items()
-        if not Path(text).exists()
+        if not Path(text).is_file()
     }
 
 
 def _peer_problems(environment: Mapping[str, str], *, production: bool) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name in URLS:
-        url = environment.get(name, "")
-        if not url.strip():
-            continue
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-            found[f"bad-{_kebab(name)}"] = f"{name} is not a plain http(s) URL"
-        elif production and is_loopback(url):
-            found[f"loopback-{_kebab(name)}"] = f"{name} names this machine; production needs the real peer"
-        elif production and parts.scheme != "https":
-            found[f"clear-{_kebab(name)}"] = f"{name} must be https in production"
-        elif not production and not is_loopback(url):
-            found[f"not-loopback-{_kebab(name)}"] = f"{name} must name this machine in development"
+    for name in (*URLS, BESIDE):
+        text = environment.get(name, "")
+        several = text.split(",") if name == "RAPHA_ATTESTOR_URL" else [text]  # attestors stand with commas between them
+        for url in several if text.strip() else ():
+            found |= _url_problem(name, url, production=production)
     text = environment.get("RAPHA_CHAIN_ID", "")
-    if text and not (text.isascii() and text.isdecimal()):
+    if text and not (text.isascii() and text.isdecimal() and len(text) < 16):
         found["bad-chain-id"] = "RAPHA_CHAIN_ID is not a number"
     elif text and (int(text) in DEVELOPMENT_CHAINS) is production:
         found["wrong-chain-id"] = f"RAPHA_CHAIN_ID {text} is not a {'production' if production else 'development'} chain"
     return found
+
+
+def _url_problem(name: str, url: str, *, production: bool) -> dict[str, str]:
+    if not _is_plain(url):
+        return {f"bad-{_kebab(name)}": f"{name} is not a plain http(s) URL"}
+    loopback = is_loopback(url)
+    if not production:
+        said = f"{name} must name this machine in development"
+        return {} if loopback else {f"not-loopback-{_kebab(name)}": said}
+    if loopback and name != BESIDE:
+        return {f"loopback-{_kebab(name)}": f"{name} names this machine; production needs the real peer"}
+    if urlsplit(url).scheme != "https" and not loopback:
+        return {f"clear-{_kebab(name)}": f"{name} must be https in production"}
+    return {}
+
+
+def _is_plain(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return False
+    return (
+        named
+        and "," not in parts.netloc
+        and parts.scheme in ("http", "https")
+        and not (parts.username or parts.query or parts.fragment)
+    )
 
 
 def _production_problems(environment: Mapping[str, str]) -> dict[str, str]:

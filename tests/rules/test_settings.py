@@ -101,3 +101,38 @@ def test_C19_the_pseudonym_key_is_not_among_the_settings(production: dict[str, s
     assert KEY not in repr(settings)
     without = {name: value for name, value in production.items() if name != READER_ALONE}
     assert load(without, without=(READER_ALONE,)).mode == "production"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("RAPHA_ATTESTOR_URL", "https://a.example,http://b.example", "clear-attestor-url"),
+        ("RAPHA_ATTESTOR_URL", "https://a.example,https://127.0.0.1", "loopback-attestor-url"),
+        ("RAPHA_ATTESTOR_URL", "https://a.example,", "bad-attestor-url"),
+        ("RAPHA_CHAIN_RPC_URL", "https://a.example,https://b.example", "bad-chain-rpc-url"),
+        ("RAPHA_CHAIN_RPC_URL", "https://rpc.example:port", "bad-chain-rpc-url"),
+        ("RAPHA_CHAIN_RPC_URL", "https://[::1", "bad-chain-rpc-url"),
+        ("RAPHA_CHAIN_ID", "1" * 5000, "bad-chain-id"),
+        ("RAPHA_OPA_URL", "http://opa.example:8181", "clear-opa-url"),
+        ("RAPHA_DATASET_MANIFEST_PATH", "/", "unreadable-dataset-manifest-path"),
+    ],
+)
+def test_A14_every_address_of_a_list_and_the_policy_servers_is_judged(
+    production: dict[str, str], name: str, value: str, code: str
+) -> None:
+    assert list(problems({**production, name: value})) == [code]
+
+
+@pytest.mark.parametrize("name", ["RAPHA_ATTESTOR_URL", "RAPHA_OPA_URL"])
+def test_development_speaks_to_no_second_attestor_and_no_policy_server_outside(production: dict[str, str], name: str) -> None:
+    away = "http://127.0.0.1:1,http://away.example" if name == "RAPHA_ATTESTOR_URL" else "http://away.example"
+    local = {url: "http://127.0.0.1:9" for url in production if url.endswith(("_URL", "_BASE"))}
+    development = {**production, **local, "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION": "false", "RAPHA_CHAIN_ID": "1337"}
+    assert problems(development) == {}
+    assert list(problems({**development, name: away})) == [
+        f"not-loopback-{name.removeprefix('RAPHA_').lower().replace('_', '-')}"
+    ]
+
+
+def test_production_may_have_its_policy_server_beside_it(production: dict[str, str]) -> None:
+    assert problems({**production, "RAPHA_OPA_URL": "http://127.0.0.1:8181"}) == {}
