@@ -95,7 +95,10 @@ def owe_report(node: Node, attempt: Attempt, state: State, codes: tuple[str, ...
     """A row in the outbox, and the document that it names."""
     document = report_document(attempt, state, codes, gate=gate, side=side)
     path = attempt.folder / "report.json"
-    path.write_bytes(document)
+    try:
+        path.write_bytes(document)
+    except OSError as error:
+        raise PeerError("report-unwritable", f"the report cannot be kept: {error.strerror}", peer="disk") from None
     node.register.owe(attempt.job, attempt.number, "report", digest(document), path, now=int(time.time()))
 
 

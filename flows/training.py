@@ -27,7 +27,7 @@ from flows.view import PARTIES, View, short, tokens
 from policies.gate import Evidence
 from policies.manifest import ManifestEvidence
 from policies.query import QueryEvidence
-from policies.records import read_records
+from policies.records import Record, read_records, records_root
 from rapha.canonical import digest
 from rapha.declaration import Declaration, read_declaration
 from rapha.errors import RaphaError, Refusal
@@ -269,7 +269,7 @@ class _Run:
             self.declaration,
             limits.output,
             grant=grant,
-            forbidden=record_patterns(read_records(node.settings.path("RAPHA_DATASET_RECORDS_PATH").read_bytes())),
+            forbidden=record_patterns(self._records()),
         )
         self.passed(released)
         self.enter("reattestation")
@@ -285,6 +285,16 @@ class _Run:
         back = reconnect(again, attempt, self.keeper, self.token, sealed.receipt_digest)
         self.passed(back)
         open_door("settle", node.gates, attempt, back)
+
+    def _records(self) -> tuple[Record, ...]:
+        """The records file again, for the guard to search by: still the one under the manifest's root, or nothing is searched."""
+        try:
+            records = read_records(self.node.settings.path("RAPHA_DATASET_RECORDS_PATH").read_bytes())
+        except OSError:
+            records = ()
+        if not records or records_root(records) != self.manifest.evidence.root:
+            raise Refusal(["records-root-differs"], "the records file changed since the manifest gate", gate="output")
+        return records
 
     def _sandbox(self) -> SandboxSpec:
         run, wanted = self.declaration.run, self.declaration.workload
