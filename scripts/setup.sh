@@ -45,6 +45,7 @@ if [ ! -e "$stamp" ] && ! { [ "$kind" = node ] && ls .venv/.lock-dev-ok >/dev/nu
   echo "setting up .venv (locked dependencies; a few minutes the first time)"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@" 2> >(grep -v '^WARNING: Location' >&2); }
+  pip install --require-hashes -r requirements/pip.txt
   pip install --require-hashes -r "$lock"
   # torch stands outside the hashes: which build fits depends on the machine. Its own needs are in the lock.
   pip install ${RAPHA_TORCH_INDEX:+--index-url "$RAPHA_TORCH_INDEX"} "torch==$torch"
