@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from blocks.settings import READER_ALONE, Settings, load
 from infra.engine import engine_environment, prepare, server, worker
 from infra.supervisor import Member, Opener, Supervisor
-from rapha.errors import PeerError, RaphaError
+from rapha.errors import ConfigurationError, PeerError, RaphaError
 
 DEPLOY_SECONDS = 120.0
 
@@ -132,11 +132,23 @@ def main() -> int:
         signal.signal(number, lambda *_: over.set())
     try:
         settings = load(os.environ)
-        group = Supervisor(settings.path("RAPHA_STATE_DIR") / "logs")
+        group = Supervisor(private(settings.path("RAPHA_STATE_DIR")) / "logs")
         return _served(group, settings, options, over)
     except RaphaError as error:
         print(f"serve: {', '.join(error.codes)}: {error.message}", file=sys.stderr)
         return error.exit_status
+
+
+def private(state: Path) -> Path:
+    """The state folder, made where it is missing, which nobody but its owner may enter: evidence, outputs and logs lie in it."""
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        mode = state.stat().st_mode
+    except OSError as error:
+        raise ConfigurationError(["state-unusable"], f"RAPHA_STATE_DIR: {error.strerror}") from None
+    if mode & 0o077:
+        raise ConfigurationError(["state-open-to-others"], f"{state}: only its owner may enter it; chmod 700 it")
+    return state
 
 
 def _served(group: Supervisor, settings: Settings, options: argparse.Namespace, over: threading.Event) -> int:

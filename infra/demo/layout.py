@@ -85,6 +85,7 @@ class Layout:
 def prepare(root: Path) -> Layout:
     """The folder with its keys and the lists of whom the node trusts, made where they are missing."""
     layout = Layout(root)
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)  # one that was there stays as it is
     for folder in (layout.private, layout.node_keys, layout.run):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for folder in (layout.keys, layout.trust, layout.logs):

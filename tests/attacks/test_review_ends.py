@@ -8,8 +8,9 @@ import pytest
 
 from flows import ending
 from flows.training import _Run
+from infra.serve import private
 from policies.records import Record, records_root, write_records
-from rapha.errors import PeerError, Refusal
+from rapha.errors import ConfigurationError, PeerError, Refusal
 
 ONE = Record("1" * 64, "2" * 64, "sha256:" + "3" * 64, None)
 TWO = Record("4" * 64, "5" * 64, "sha256:" + "6" * 64, None)
@@ -50,3 +51,16 @@ def test_H05_a_full_disk_under_the_report_does_not_keep_the_line_from_being_free
     monkeypatch.setattr(ending, "send_due", lambda node, job: said.append("send"))
     ending.conclude(ending.Ending(node, SimpleNamespace(), attempt, PeerError("x", "x", peer="chain")))  # type: ignore[arg-type]
     assert said == ["record", "finish", "withhold", "free", "send"]
+
+
+def test_a_state_folder_that_others_may_enter_is_not_served_from(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    assert private(state).stat().st_mode & 0o077 == 0
+    for mode in (0o755, 0o710, 0o701):
+        state.chmod(mode)
+        with pytest.raises(ConfigurationError) as refused:
+            private(state)
+        assert refused.value.codes == ("state-open-to-others",)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError):
+        private(tmp_path / "file" / "state")
