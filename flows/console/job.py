@@ -50,7 +50,7 @@ def check(path: Path, *, as_json: AsJson = False) -> Result:
 
     Example: `rapha job check job.json`
     """
-    settings = load(os.environ)
+    settings = load(os.environ, without=(READER_ALONE,))
     raw = _read(path)
     admission = admitted(raw, settings)
     rehearsed, assumed = rehearse(raw, Node.open(), admission.verdict)
@@ -80,6 +80,7 @@ def run(path: Path, *, as_json: AsJson = False) -> Result:
     if not os.environ.get("PREFECT_API_URL", "").strip():
         said = "PREFECT_API_URL is not set: the engine would start a server of its own, which no one configured"
         raise ConfigurationError(["missing-prefect-api-url"], said)
+    os.environ.pop(READER_ALONE, None)  # a shell that read node.env has it; a flow's process has not
     from flows.training import train  # the engine takes a second to import; no other command needs it
 
     settings = load(os.environ, without=(READER_ALONE,))
@@ -172,7 +173,7 @@ def fetch(job: str, *, key: Path, out: Path, as_json: AsJson = False) -> Result:
 
     Example: `rapha job fetch sha256:9f86d0… --key team.x25519.pem --out result/`
     """
-    settings = load(os.environ)
+    settings = load(os.environ, without=(READER_ALONE,))
     found = _known(node_register(settings), job)
     if found.state != "done":
         raise Refusal(["job-not-done"], f"the job is {found.state}: there is no result to fetch", subject=job)
@@ -217,7 +218,7 @@ def node_register(settings: Settings) -> Register:
 
 
 def _register() -> Register:
-    return node_register(load(os.environ))
+    return node_register(load(os.environ, without=(READER_ALONE,)))
 
 
 def _known(held: Register, job: str) -> JobStatus:

@@ -238,6 +238,19 @@ def test_run_without_an_engine_is_a_matter_of_configuration(
     assert said(capsys, "job", "list")[1] == {"jobs": []}  # and nothing is owed
 
 
+def test_a_flow_that_a_person_starts_does_not_have_the_pseudonym_key(
+    node: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"{URL}/api")
+    (node / "job.json").write_bytes(signed())
+    had: list[bool] = []
+    monkeypatch.setattr(
+        "flows.training.train", lambda job: had.append("RAPHA_PHI_HMAC_KEY_BASE64" in os.environ) or {"state": "x"}
+    )
+    said(capsys, "job", "run", node / "job.json")
+    assert had == [False]
+
+
 def test_ledger_verify_names_the_first_bad_entry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = Ed25519PrivateKey.generate()
     ledger = Ledger.create(tmp_path / "ledger", key, "test")
