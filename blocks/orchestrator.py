@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -30,13 +31,14 @@ _MAX_ANSWER = 64 * 1024
 @dataclass(frozen=True)
 class Orchestrator:
     """base: `http(s)://host[:port][/path]` without query; token: the node's bearer token (visible ASCII); timeout: seconds for
-    each read.
+    each read; patience: seconds for the whole of a body, so that a drip does not hold a stage for ever.
     """
 
     base: str
     token: str = field(repr=False)
     ca_bundle: Path | None = None
     timeout: float = 30.0
+    patience: float = 3600.0
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base)
@@ -129,8 +131,11 @@ class Orchestrator:
             if answer.status != 200:
                 raise _status(answer.status)
             try:
-                for block in answer.stream(_CHUNK, decode_content=False):
+                until = time.monotonic() + self.patience
+                while block := answer.read1(_CHUNK, decode_content=False):  # what has come: a drip is judged drop by drop
                     size += len(block)
+                    if time.monotonic() > until:
+                        raise PeerError("orchestrator-slow", "the orchestrator's answer takes too long", peer="orchestrator")
                     if size > cap:
                         raise Refusal(["blob-too-large"], f"an artefact is larger than {cap} bytes", side="job")
                     h.update(block)
@@ -159,7 +164,7 @@ class _Answer:
 
     def __init__(self, pool: urllib3.PoolManager, answer: urllib3.BaseHTTPResponse) -> None:
         self._pool, self._answer = pool, answer
-        self.status, self.stream, self.read = answer.status, answer.stream, answer.read
+        self.status, self.read, self.read1 = answer.status, answer.read, answer.read1
 
     def __enter__(self) -> "_Answer":
         return self
