@@ -71,7 +71,11 @@ def check_anchor(statement: Statement, url: str) -> Anchor:
 
 
 def _call(url: str, method: str, params: list[Any]) -> Any:
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    try:
+        scheme = urllib.parse.urlsplit(url).scheme
+    except ValueError:  # a bracket that is not closed
+        scheme = ""
+    if scheme not in ("http", "https"):
         raise ConfigurationError(["rpc-url"], "the RPC address must be an http or https URL")
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310  checked above

@@ -45,8 +45,10 @@ def front(attestor: Attestor, port: int) -> ThreadingHTTPServer:
                 self.close_connection = True
                 self._answer(400, {"codes": ["attest-request"]})
                 return
+            receipt = self.rfile.read(int(length))  # outside the lock: who sends slowly holds up nobody else
             with lock:
-                self._answer(*_attest(attestor, self.rfile.read(int(length)), int(expiry)))
+                answer = _attest(attestor, receipt, int(expiry))
+            self._answer(*answer)
 
         def _answer(self, status: int, body: dict[str, Any]) -> None:
             raw = json.dumps(body).encode()

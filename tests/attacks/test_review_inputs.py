@@ -13,6 +13,8 @@ from blocks.ledger import Ledger
 from rapha import ledger as written
 from rapha.console.app import build, run
 from rapha.ledger import Entry, read_entry, verify
+from rapha.signing import write_public
+from tests.fixtures.receipts import KEY, receipt
 
 AT = ("--at", "2025-06-25T00:00:00Z")
 
@@ -95,6 +97,14 @@ def test_a_pipe_named_as_a_receipt_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "receipt.json")
     argv = [sys.executable, "-m", "rapha.console", "receipt", "verify", str(tmp_path / "receipt.json")]
     assert subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "file:///etc/passwd", "rpc", "", "http://127.0.0.1:port", "http://\x00"])
+def test_an_rpc_address_that_is_none_is_no_bug(tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
+    (tmp_path / "receipt.json").write_bytes(receipt())
+    write_public(tmp_path / "keys" / "receipt.pem", KEY.public_key())
+    argv = ["receipt", "verify", str(tmp_path / "receipt.json"), "--rpc", url, "--json"]
+    assert run(build("receipt"), argv) in (2, 4), capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seq", [-1000, -1, 10**9])
