@@ -1,17 +1,18 @@
 """The bytes that go into a sandbox, copied into the launcher's own memory and hashed there, and what is copied out again."""
 
 import hashlib
+import io
 import os
 import re
 import shutil
 import stat
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.launcher import tree_digest
 from rapha.canonical import digest, digest_of
 from rapha.errors import Refusal
+from tasks.scanning.tar import Member, members
 
 MAX_SOURCE = 64 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -38,19 +39,18 @@ def put_launcher(source: Path, wanted: str, folder: Path) -> str:
 
 
 def put_source(source: Path, wanted: str, folder: Path) -> str:
-    """Unpacks a source bundle. What is hashed is what is unpacked: the bytes are read once."""
+    """Unpacks a source bundle. What is hashed is what is unpacked: the bytes are read once.
+
+    The reader is the scan's own: two readers that took one archive for two trees would run what nobody has scanned (B01, B09).
+    """
     raw = _read(source, MAX_SOURCE, "workload")
     if digest(raw) != wanted:
         raise Refusal(["workload-digest"], "the workload is not the one the gates judged")
-    packed = folder.parent / "workload.tar"
-    packed.write_bytes(raw)
     try:
-        with tarfile.open(packed, "r:") as archive:
-            for member in archive:
-                _unpack(archive, member, folder)
-    except (tarfile.TarError, OSError):
+        for member in members(io.BytesIO(raw)):
+            _unpack(raw, member, folder)
+    except OSError:
         raise Refusal(["workload-unreadable"], "the workload does not unpack", side="job") from None
-    packed.unlink()
     return digest(raw)
 
 
@@ -139,22 +139,20 @@ def _copy(top: int, name: str, place: Path) -> tuple[int, str]:
     return size, f"sha256:{total.hexdigest()}"
 
 
-def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+def _unpack(raw: bytes, member: Member, folder: Path) -> None:
     parts = Path(member.name).parts
-    if member.isdir() and parts in ((), (".",)):
+    if member.kind == "folder" and parts in ((), (".",)):
         return
-    if not parts or any(not _NAME.fullmatch(part) for part in parts if part != ".") or not (member.isreg() or member.isdir()):
+    plain = member.kind in ("file", "folder")
+    if not parts or any(not _NAME.fullmatch(part) for part in parts if part != ".") or not plain:
         raise Refusal(["workload-odd-member"], "the workload's archive holds something else than plain files", side="job")
     place = folder.joinpath(*(part for part in parts if part != "."))
-    if member.isdir():
+    if member.kind == "folder":
         place.mkdir(parents=True, exist_ok=True)
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    content = archive.extractfile(member)
-    if content is None:
-        raise Refusal(["workload-odd-member"], "the workload's archive holds something else than plain files", side="job")
-    with content, place.open("xb") as stream:
-        shutil.copyfileobj(content, stream)
+    with place.open("xb") as stream:
+        stream.write(raw[member.offset : member.offset + member.size])
 
 
 def _read(path: Path, limit: int, what: str) -> bytes:

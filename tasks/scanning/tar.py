@@ -43,6 +43,8 @@ def members(stream: BinaryIO) -> Iterator[Member]:
         if following > end:
             raise _malformed()
         if kind in {b"x", b"g", b"L"}:
+            if extended:  # of two headers for one member other readers take the first
+                raise _malformed()
             extended = _extended(stream, offset + BLOCK, size, kind, extended)
         else:
             yield _member(header, kind, extended, offset + BLOCK, size)
