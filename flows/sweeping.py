@@ -20,6 +20,7 @@ def swept(start: Callable[[str, str], None]) -> dict[str, Any]:
     reaped = node.register.reap(now)
     for lost in reaped:
         _record_loss(node, lost)
+    _quietly(lambda: _record_forgotten(node))
     freed = _quietly(lambda: free_line(node, 5.0)) is True
     owed = node.register.owed()
     for job in owed:
@@ -47,6 +48,19 @@ def _record_loss(node: Node, lost: Lost) -> None:
     _quietly(lambda: withhold(attempt))
     if lost.state == "dead":
         _quietly(lambda: owe_report(node, attempt, "failed", lost.codes, gate="", side="node"))
+
+
+def _record_forgotten(node: Node) -> None:
+    """An end that an earlier sweep took note of and was killed before it wrote down: the keeper waits for it for ever."""
+    with node.keeper() as keeper:
+        tokens = keeper.status()["tokens"]
+    ended = {(e.body.get("job"), e.body.get("attempt")) for e in node.ledger.entries() if e.kind == "ended"}
+    for token in tokens:
+        job, _, number = str(token).rpartition("#")
+        status = node.register.status(job)
+        alive = status is None or (status.attempt == int(number) and status.state in ("running", "owing"))
+        if status is not None and not alive and (job, int(number)) not in ended:
+            _record_loss(node, Lost(job=job, attempt=int(number), state=status.state, codes=("lease-lost",)))
 
 
 def _quietly(step: Callable[[], Any]) -> Any:
