@@ -5,7 +5,7 @@ with, as somebody could who changes that one module. `failed_run` holds what mus
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,21 @@ Patch = pytest.MonkeyPatch
 PATIENT = "ÅNGSTRÖM^ASTRID"
 __all__ = ["earlier", "old"]
 
+# Whole runs of every gate are long; these go through the engine in `make test`, the others in `make soak`. Every kind of every
+# gate is in `make test` all the same: against the real door and a real ledger, in test_gate_matrix_stages.py.
+IN_EVERY_RUN = ("escrow", "attestation", "output", "reconnect")
+
+
+def rest_in_soak(rows: Sequence[Any]) -> list[Any]:
+    """The rows, those of other gates marked `soak`. A row is a gate's name, or a tuple that begins with it."""
+    marked = []
+    for row in rows:
+        values = (row,) if isinstance(row, str) else row
+        named = f"{values[0]}-{values[3]}" if len(values) > 3 else values[0]
+        marks = () if values[0] in IN_EVERY_RUN else (pytest.mark.soak,)
+        marked.append(pytest.param(*values, id=named, marks=marks))
+    return marked
+
 
 # -- removed
 
@@ -55,7 +70,7 @@ def test_a_gate_that_is_removed_is_missing_at_the_door(here: World, monkeypatch:
 # -- crashed
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", rest_in_soak(GATES))
 def test_a_gate_whose_check_crashes_has_not_passed(here: World, monkeypatch: Patch, gate: str) -> None:
     def crash(e: Evidence) -> object:
         raise ValueError(PATIENT)
@@ -244,7 +259,7 @@ ODD: tuple[tuple[str, Callable[[Patch, str], None], str, str], ...] = (
 )
 
 
-@pytest.mark.parametrize(("gate", "patch", "state", "code"), ODD, ids=[f"{row[0]}-{row[3]}" for row in ODD])
+@pytest.mark.parametrize(("gate", "patch", "state", "code"), rest_in_soak(ODD))
 def test_odd_evidence_is_refused(
     here: World, monkeypatch: Patch, gate: str, patch: Callable[[Patch, str], None], state: str, code: str
 ) -> None:
@@ -256,7 +271,7 @@ def test_odd_evidence_is_refused(
 # -- replayed
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", rest_in_soak(GATES))
 def test_an_old_pass_is_not_this_attempts(here: World, earlier: Judged, monkeypatch: Patch, gate: str) -> None:
     """The gate's stage writes an earlier job's verdict under this attempt's number and nonce, and keeps that job's evidence."""
 
