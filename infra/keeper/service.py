@@ -38,6 +38,7 @@ class Keeper:
         with self._lock:
             name = f"{job}#{attempt}"
             if self._held.unknown or (self._held.tokens and name not in self._held.tokens):
+                self.sweep()  # what a dead flow left may be proven gone by now; this caller's next try finds the line
                 raise PeerError("keeper-busy", "another attempt holds the line", peer="keeper")
             if name not in self._held.tokens:
                 control, at = self._line.reached(), int(time.time())

@@ -13,7 +13,7 @@ from policies.minimise import project_key
 from policies.records import read_records
 from policies.scope import Bounds, Scope, scope_codes
 from rapha.canonical import is_digest
-from rapha.errors import Refusal
+from rapha.errors import PeerError, Refusal
 
 MAX_RECORDS_FILE = 1 << 30
 MAX_DAYS = 366 * 200
@@ -84,7 +84,8 @@ class ReaderSession:
 
     def _held(self) -> Holding:
         if self._holding is None:
-            raise Refusal(["reader-not-begun"], "no attempt was begun on this connection")
+            # Its connection was lost, and with it what was held: the peer failed, no rule said no.
+            raise PeerError("reader-not-begun", "no attempt was begun on this connection", peer="reader")
         return self._holding
 
     def _read_records(self) -> bytes:

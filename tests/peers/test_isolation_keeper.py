@@ -100,6 +100,17 @@ def test_the_second_attempt_waits_and_the_first_may_ask_again(world: World) -> N
         assert busy.value.codes == ("keeper-busy",)
 
 
+def test_an_attempt_that_was_ended_gives_way_to_the_next_that_asks(world: World) -> None:
+    with world.keeper() as keeper:
+        keeper.cut(job_of("e2"), 1)
+        world.end(job_of("e2"))
+        with pytest.raises(PeerError) as busy:
+            keeper.cut(job_of("f2"), 1)  # whoever is turned away has the keeper look whether the line may come back
+        assert busy.value.codes == ("keeper-busy",)
+        assert keeper.status()["tokens"] == []
+        assert keeper.cut(job_of("f2"), 1).control == "reached"
+
+
 def test_without_a_control_the_gate_has_nothing_to_judge(world: World) -> None:
     world.inside("ip", "route", "del", "default")
     world.inside("ip", "link", "set", "portB", "down")
