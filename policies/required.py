@@ -286,4 +286,25 @@ REQUIRED_CHECKS: dict[str, frozenset[str]] = {
             "reconnect-kept",
         }
     ),
+    # The reading service's gates: no door of the training run, but the same rule of which checks must have run.
+    "arrival": frozenset(
+        {
+            "arrival-nothing",
+            "arrival-set-changed",
+            "arrival-missing",
+            "arrival-extra",
+            "arrival-conflict",
+            "arrival-unsealed",
+        }
+    ),
+    "completeness": frozenset(
+        {
+            "completeness-unexplained",
+            "completeness-overlap",
+            "completeness-content",
+            "completeness-references",
+            "completeness-no-report",
+            "completeness-unproven",
+        }
+    ),
 }
