@@ -1,6 +1,6 @@
 """`python -m infra.hospital --root DIR --port P [--fd N …]`: the demo's archive, on loopback and on open sockets.
 
-Prints a line `port N` and a line `ready` when it serves. Port 0 takes a free one.
+Prints a line `port N` (with --dimse-port `dimse N` too) and a line `ready` when it serves. Port 0 takes a free one.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from infra.hospital.archive import application
+from infra.hospital.index import Index
 
 
 class _Server(uvicorn.Server):
@@ -36,7 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("give --port or --fd", file=sys.stderr)
         return 2
     # No access log and no messages: request lines hold UIDs.
-    config = uvicorn.Config(application(options.root), log_level="critical", access_log=False, lifespan="off")
+    options.root.mkdir(parents=True, exist_ok=True)
+    index = Index(options.root)
+    if options.dimse_port is not None:
+        _dimse(options, index)
+    config = uvicorn.Config(application(options.root, index), log_level="critical", access_log=False, lifespan="off")
     server = _Server(config)
     server.port = port
     asyncio.run(server.serve(sockets=sockets))
@@ -49,12 +54,29 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="TCP port on --host; 0 takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
     parser.add_argument("--fd", type=int, action="append", default=[], help="a listening socket's descriptor; may be repeated")
+    parser.add_argument("--dimse-port", type=int, help="serve DIMSE on this port of --host too; 0 takes a free one")
+    parser.add_argument("--ae", default="HOSPITAL", help="the archive's AE title")
+    parser.add_argument("--destination", action="append", default=[], help="AE=host:port, for C-MOVE; may be repeated")
     return parser.parse_args(arguments)
 
 
-def _loopback(host: str, port: int) -> socket.socket:
+def _dimse(options: argparse.Namespace, index: Index) -> None:
+    from infra.hospital.dimse import DimseArchive  # pynetdicom's tables, for those who ask
+
+    _refuse_beyond_loopback(options.host)
+    named = (text.partition("=") for text in options.destination)
+    destinations = {name: (address.rpartition(":")[0], int(address.rpartition(":")[2])) for name, _, address in named}
+    port = DimseArchive(options.root, index, options.ae, destinations).start(options.host, options.dimse_port)
+    print(f"dimse {port}", flush=True)
+
+
+def _refuse_beyond_loopback(host: str) -> None:
     if not ipaddress.ip_address(host).is_loopback:
         sys.exit("the demo's archive listens on loopback only; give it an open socket for anything else")
+
+
+def _loopback(host: str, port: int) -> socket.socket:
+    _refuse_beyond_loopback(host)
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=64)
     listener.set_inheritable(False)
     return listener

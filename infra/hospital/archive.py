@@ -29,11 +29,11 @@ JSON_TYPE = "application/dicom+json"
 DUPLICATE, CANNOT_UNDERSTAND, OTHER_STUDY = 0x0111, 0xC000, 0xA900
 
 
-def application(folder: Path) -> FastAPI:
-    """The archive over `folder`, under the path `/dicom-web`."""
+def application(folder: Path, index: Index | None = None) -> FastAPI:
+    """The archive over `folder`, under the path `/dicom-web`; with an index that another door of it shares."""
     folder.mkdir(parents=True, exist_ok=True)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    archive = Archive(folder)
+    archive = Archive(folder, index or Index(folder))
     for path, level in (
         ("/studies", "studies"),
         ("/studies/{study}/series", "series"),
@@ -54,9 +54,9 @@ def application(folder: Path) -> FastAPI:
 class Archive:
     """The handlers. Each answers from the index; files are read as they are sent."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, index: Index) -> None:
         self._folder = folder
-        self._index = Index(folder)
+        self._index = index
 
     def query(self, level: str) -> Any:
         """The handler of a search at a level."""
