@@ -48,7 +48,9 @@ class DimseArchive:
         """Serves in threads of its own; the port."""
         ae = AE(self._title)
         ae.maximum_pdu_size = 131072
-        ae.supported_contexts = _offered()
+        for name in [str(context.abstract_syntax) for context in AllStoragePresentationContexts]:
+            # Every transfer syntax: what comes is kept as it came. Both roles: C-GET sends on the caller's association.
+            ae.add_supported_context(name, list(AllTransferSyntaxes), scu_role=True, scp_role=True)
         for service in (VERIFICATION, FIND, MOVE, GET, COMMITMENT):
             ae.add_supported_context(service)
         handlers: list[Any] = [
@@ -202,15 +204,6 @@ def _list(identifier: Dataset, name: str) -> list[str]:
     value = identifier.get(name)
     many = [value] if value is None or isinstance(value, str) else list(value)
     return [str(one) for one in many if one]
-
-
-def _offered() -> list[Any]:
-    """Every storage SOP class, in every transfer syntax: what comes is kept as it came."""
-    names = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
-    offered = [build_context(name, list(AllTransferSyntaxes)) for name in names]
-    for context in offered:
-        context.scu_role, context.scp_role = True, True
-    return offered
 
 
 def _contexts(wanted: set[tuple[str, str]]) -> list[Any]:
