@@ -1,7 +1,9 @@
 """The stages as the engine's tasks: named, never cached, never persisted; peers retried with backoff and jitter, gates never."""
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -35,3 +37,30 @@ def stage(body: Callable[P, R], name: str, *, retries: int = PEER_RETRIES) -> Ta
         persist_result=False,
         log_prints=False,
     )(coded(body))
+
+
+Hook = Callable[[Task[..., Any], TaskRun, State[Any]], None]
+
+
+def async_stage(
+    body: Callable[Concatenate[int, P], R], name: str, *, retries: int = PEER_RETRIES, on_failure: Sequence[Hook] = ()
+) -> Task[Concatenate[int, P], Coroutine[Any, Any, R]]:
+    """The same for one of many rows in flight: a task run `<name> row <n>`, its blocking body in a thread of the loop's pool."""
+    plain = coded(body)
+
+    @functools.wraps(body)
+    async def run(row: int, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.to_thread(plain, row, *args, **kwargs)
+
+    return task(
+        name=name,
+        task_run_name=name + " row {row}",
+        retries=retries,
+        retry_delay_seconds=exponential_backoff(backoff_factor=2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=only_peers,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        log_prints=False,
+        on_failure=list(on_failure),
+    )(run)
