@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rapha.errors import ConfigurationError
-from rapha.protocol import ALL_FRAMES, DESCRIBE, MAX_NAMES, NAMES, READ, Request, ask, raise_for
+from rapha.protocol import ALL_FRAMES, DESCRIBE, FACTS, MAX_NAMES, NAMES, READ, Request, ask, raise_for
 
 Array = np.ndarray[Any, Any]
 
@@ -108,12 +108,24 @@ class RaphaDataLoader:
         """Record `index` whole: random access."""
         return self.read(index)
 
-    def read(self, index: int, *, frame: int | None = None, region: tuple[int, int, int, int] | None = None) -> Sample:
-        """A record, one of its frames, or the region (x, y, width, height) of them.
+    def read(
+        self, index: int, *, frame: int | None = None, region: tuple[int, int, int, int] | None = None, level: int = 0
+    ) -> Sample:
+        """A record, one of its frames, or the region (x, y, width, height) of them; of a slide, at one of its levels (0: finest).
 
         Raises `RaphaError` loader-out-of-range, loader-cap-reached, loader-record-malformed, loader-too-large (ask for frames).
         """
-        return _Reader(self._lines, self.transform).read(index, frame, region)
+        return _Reader(self._lines, self.transform).read(index, frame, region, level)
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """Of a record that is to be reported on: "frames", "spacing" (mm between rows and between columns at level 0, or null),
+        "levels" ([rows, columns, record] of each, finest first; the record that stands for it alone, -1 for none), "base" (the
+        record of the slide's finest level, or its own), "attributes". Raises `RaphaError` loader-unsupported in training.
+        """
+        with self._lines.borrowed() as sock:
+            reply = ask(sock, Request(FACTS, index))
+        raise_for(reply)
+        return reply.attributes
 
     def patients(self, indices: Sequence[int] | None = None) -> tuple[str, ...]:
         """The patients' pseudonyms, by record: to split by patient. Hands over no pixels and counts nothing."""
@@ -249,9 +261,11 @@ class _Reader:
     def __init__(self, lines: _Lines, transform: Callable[[Array], Array] | None) -> None:
         self.lines, self._transform = lines, transform
 
-    def read(self, index: int, frame: int | None = None, region: tuple[int, int, int, int] | None = None) -> Sample:
+    def read(
+        self, index: int, frame: int | None = None, region: tuple[int, int, int, int] | None = None, level: int = 0
+    ) -> Sample:
         x, y, width, height = region or (0, 0, 0, 0)
-        request = Request(READ, index, ALL_FRAMES if frame is None else frame, 0, x, y, width, height)
+        request = Request(READ, index, ALL_FRAMES if frame is None else frame, level, x, y, width, height)
         with self.lines.borrowed() as sock:
             reply = ask(sock, request)
         raise_for(reply)

@@ -23,7 +23,7 @@ import numpy as np
 from rapha.canonical import canonical
 from rapha.errors import PeerError, RaphaError
 
-DESCRIBE, NAMES, READ = 1, 2, 3
+DESCRIBE, NAMES, READ, FACTS = 1, 2, 3, 4
 OK, OUT_OF_RANGE, CAP_REACHED, MALFORMED, BAD_REQUEST, UNSUPPORTED, TOO_LARGE = range(7)
 STATUS = {
     OUT_OF_RANGE: "loader-out-of-range",
@@ -45,7 +45,7 @@ _DTYPES = ("|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<f8")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """op: DESCRIBE, NAMES or READ.
+    """op: DESCRIBE, NAMES, READ or FACTS (what a study's reader knows of record `index` without its pixels).
 
     READ: frame or ALL_FRAMES of record `index`, the region at (x, y) of width × height pixels (0 × 0: all of it) at `level` (0:
     full resolution). NAMES: at most `frame` records from `index` on.
@@ -66,7 +66,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """status: OK or a reason; attributes: plain JSON; array: None for DESCRIBE, NAMES and every reason."""
+    """status: OK or a reason; attributes: plain JSON; array: of READ alone, None for every reason."""
 
     status: int
     attributes: dict[str, Any] = field(default_factory=dict)

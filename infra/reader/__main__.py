@@ -6,31 +6,22 @@ Prints `ready` once it serves. The hospital's key comes from the environment var
 import argparse
 import base64
 import binascii
-import ctypes
-import logging
 import os
-import resource
 import shutil
 import sys
-import threading
-import warnings
 from pathlib import Path
-from types import TracebackType
-
-from pydicom import config as pydicom_config
 
 from blocks.pacs import DicomWeb, Timeouts
 from infra.daemon import serve
+from infra.reader.hardening import harden
 from infra.reader.session import ReaderSession
 from policies.minimise import project_key
 from rapha.errors import ConfigurationError
 
-PR_SET_DUMPABLE = 4
-
 
 def main() -> int:
     arguments = _arguments()
-    _harden()
+    harden("reader")
     try:
         key = hospital_key(os.environ.pop(arguments.hmac_key_env, ""), arguments.hmac_key_env)
     except ConfigurationError as error:
@@ -68,22 +59,6 @@ def clean(staging: Path) -> None:
     for left in staging.iterdir():
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
-
-
-def _harden() -> None:
-    """No core dumps, no tracing by others of this user, and nothing that a library may quote on stderr."""
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
-    sys.excepthook = _quiet
-    threading.excepthook = lambda details: _quiet(details.exc_type, details.exc_value, details.exc_traceback)
-
-
-def _quiet(kind: type[BaseException], _error: BaseException | None, _trace: TracebackType | None) -> None:
-    print(f"reader: {kind.__name__}", file=sys.stderr)
 
 
 def _arguments() -> argparse.Namespace:

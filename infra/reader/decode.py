@@ -41,7 +41,7 @@ PARSER_ERRORS = (
     struct.error,
 )
 _IDENTIFIERS = {0x00100020: "patient", 0x0020000D: "study", 0x00080050: "accession", 0x00080018: "record"}
-_TAGS: list[Any] = sorted(
+TAGS: list[Any] = sorted(
     {int(tag, 16) for tag in ALLOWED}
     | set(_IDENTIFIERS)
     | {0x00080020, 0x00280002, 0x00280008, 0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280102, 0x00280103}
@@ -76,8 +76,8 @@ def look(stream: SealedReader, key: bytes) -> Image:
     """Reads the header and proves the pixels decodable. Raises `Refusal` record-malformed."""
     stream.budget = MAX_HEADER
     try:
-        dataset = dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
-        image = _image(dataset, key)
+        dataset = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
+        image = image_of(dataset, key)
         _check_pixels(stream, dataset, image)
         stream.budget = None
         if dataset.file_meta.TransferSyntaxUID == RLELossless:
@@ -88,7 +88,7 @@ def look(stream: SealedReader, key: bytes) -> Image:
     return image
 
 
-def pixels(stream: SealedReader, image: Image, frame: int | None) -> np.ndarray[Any, Any]:
+def pixels(stream: SealedReader | BinaryIO, image: Image, frame: int | None) -> np.ndarray[Any, Any]:
     """The stored values of one frame or of all. Raises `Refusal` record-malformed, record-too-large.
 
     Bits above the stored ones are cleared: overlays were once hidden there (PS3.5 section 8.1.1).
@@ -115,7 +115,8 @@ def crop(array: np.ndarray[Any, Any], image: Image, x: int, y: int, width: int, 
     return array[..., y : y + height, x : x + width, :] if image.samples > 1 else array[..., y : y + height, x : x + width]
 
 
-def _image(dataset: Dataset, key: bytes) -> Image:
+def image_of(dataset: Dataset, key: bytes) -> Image:
+    """What a header says of its image. Raises one of PARSER_ERRORS, or `Refusal` record-malformed."""
     kept = minimise(dataset.to_json_dict(suppress_invalid_tags=True), key)
     samples, bits = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
     frames, rows, columns = int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns)

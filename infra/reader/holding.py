@@ -22,6 +22,7 @@ from rapha.protocol import (
     BAD_REQUEST,
     CAP_REACHED,
     DESCRIBE,
+    FACTS,
     MALFORMED,
     MAX_NAMES,
     NAMES,
@@ -211,6 +212,8 @@ class Holding:
         if request.op == NAMES:
             page = self._staged[request.index : request.index + min(request.frame, MAX_NAMES)]
             return Reply(OK, {"names": [[record.record, record.patient, record.label] for record, _ in page]})
+        if request.op == FACTS:
+            return Reply(UNSUPPORTED)  # of the reading service alone
         return self._read(request) if request.op == READ else Reply(BAD_REQUEST)
 
     def _read(self, request: Request) -> Reply:

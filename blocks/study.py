@@ -1,0 +1,127 @@
+"""The study reader: the process that opens what the receiver sealed. One connection is one study.
+
+Verbs: open · facts · attach · detach · counts · holds. What comes back is indexes, counts, digests and codes, and for each
+instance its SOP Instance UID, which the caller pairs with the archive's list and writes nowhere in clear. Closing the connection
+lets go of all that was held.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blocks.channel import Channel
+from policies.applicability import InstanceFacts
+from rapha.errors import PeerError
+
+PAGE = 500  # files named in one request: a page stays well below the channel's frame
+OPEN_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFile:
+    """path: where the sealed file lies; sha256: of the data set in it, as the receiver wrote it down (`sha256:…`)."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedInstance:
+    """sop_uid: in clear, for memory and the register's encrypted columns only."""
+
+    sop_uid: str
+    facts: InstanceFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """handed: replies with pixels; unique: instances among them; total: instances attached; malformed: that did not decode."""
+
+    handed: int
+    unique: int
+    total: int
+    malformed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """frames: different frames of the instance that were handed over; failed: something of it did not decode."""
+
+    frames: int
+    failed: bool
+
+
+class StudyReader(Channel):
+    """A connection to the study reader, for one study. Not shared between threads."""
+
+    def __init__(self, path: Path, *, timeout: float = 60.0) -> None:
+        super().__init__(path, peer="study", timeout=timeout)
+
+    def open(self, files: Sequence[SealedFile]) -> tuple[OpenedInstance, ...]:
+        """Opens a study's sealed files: each is hashed again and its header read. Facts in the order of `files`.
+
+        `facts.same` says whether the bytes are those that were named. Raises `Refusal` study-path-outside, study-file-missing,
+        sealed-…, record-malformed (no header at all); `PeerError` study-….
+        """
+        for start in range(0, len(files), PAGE):
+            page = [{"path": str(one.path), "sha256": one.sha256} for one in files[start : start + PAGE]]
+            self.call("open", first=start == 0, files=page, timeout=OPEN_SECONDS)
+        found: list[OpenedInstance] = []
+        while len(found) < len(files):
+            answer = self.call("facts", start=len(found), timeout=OPEN_SECONDS)
+            entries = answer.get("instances")
+            if not isinstance(entries, list) or not entries:
+                raise _odd()
+            found += [_instance(entry, len(found) + place) for place, entry in enumerate(entries)]
+        if len(found) != len(files):
+            raise _odd()
+        return tuple(found)
+
+    def attach(self, fds: Sequence[int], indexes: Sequence[int]) -> None:
+        """Hands the reader its ends of the loader's sockets (at most 16), which are closed here. Records 0, 1, … are `indexes`.
+
+        Raises `Refusal` study-not-readable for an instance with a fault.
+        """
+        try:
+            self.call("attach", fds=list(fds), indexes=list(indexes), timeout=60.0)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def counts(self) -> Counts:
+        answer = self.call("counts", timeout=60.0)
+        try:
+            return Counts(**{field.name: _count(answer[field.name]) for field in dataclasses.fields(Counts)})
+        except KeyError:
+            raise _odd() from None
+
+    def detach(self) -> dict[int, Handed]:
+        """Ends the handing over: what was handed of each attached instance, by index."""
+        listed = self.call("detach", timeout=120.0).get("handed")
+        if not isinstance(listed, list) or not all(isinstance(one, list) and len(one) == 3 for one in listed):
+            raise _odd()
+        return {_count(index): Handed(_count(frames), bool(_count(failed))) for index, frames, failed in listed}
+
+
+def _instance(entry: object, index: int) -> OpenedInstance:
+    """The entry as facts: every field, of its type, and no other."""
+    fields = {field.name: field.type for field in dataclasses.fields(InstanceFacts)}
+    if not isinstance(entry, dict) or set(entry) != {*fields, "sop_uid"} or not isinstance(entry["sop_uid"], str):
+        raise _odd()
+    values: dict[str, Any] = {name: entry[name] for name in fields}
+    if any(type(values[name]) is not kind for name, kind in fields.items()) or values["index"] != index:
+        raise _odd()
+    return OpenedInstance(entry["sop_uid"], InstanceFacts(**values))
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise _odd()
+    return value
+
+
+def _odd() -> PeerError:
+    return PeerError("study-odd-answer", "the study reader answered with other facts than its verb's", peer="study")

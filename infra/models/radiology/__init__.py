@@ -1,0 +1,1 @@
+"""Lesions on CT slices and chest radiographs."""

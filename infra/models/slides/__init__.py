@@ -1,0 +1,1 @@
+"""Nests of crowded nuclei on whole slides."""

@@ -1,0 +1,58 @@
+"""`python -m infra.study --socket S --key-file PEM --sealed DIR [--sealed DIR …]`
+
+Prints `ready` once it serves. The private key (X25519, PKCS #8 in PEM, mode 0600) is read once.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from infra.daemon import serve
+from infra.reader.hardening import harden
+from infra.study.opened import Opener
+from infra.study.session import StudySession
+from rapha.errors import ConfigurationError
+
+
+def main() -> int:
+    arguments = _arguments()
+    harden("study")
+    try:
+        opener = Opener(private_key(arguments.key_file), arguments.sealed)
+    except ConfigurationError as error:
+        print(", ".join(error.codes), file=sys.stderr)
+        return error.exit_status
+    serve(arguments.socket, lambda: StudySession(opener), ready=lambda: print("ready", flush=True))
+    return 0
+
+
+def private_key(path: Path) -> X25519PrivateKey:
+    """Raises `ConfigurationError` study-key-missing, study-key-open (others may read it), study-key-malformed."""
+    try:
+        mode, raw = path.stat().st_mode, path.read_bytes()
+    except OSError:
+        raise ConfigurationError(["study-key-missing"], "the study reader's private key cannot be read") from None
+    if mode & 0o077:
+        raise ConfigurationError(["study-key-open"], "the study reader's private key may be read by others: chmod 600")
+    try:
+        key = load_pem_private_key(raw, None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, X25519PrivateKey):
+        raise ConfigurationError(["study-key-malformed"], "the study reader's private key is no X25519 key in PEM")
+    return key
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m infra.study", description="Opens sealed studies for the reading service.")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--key-file", type=Path, required=True, help="the private key that the receiver seals to")
+    parser.add_argument("--sealed", type=Path, action="append", required=True, help="a folder in which sealed files may lie")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

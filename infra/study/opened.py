@@ -1,0 +1,186 @@
+"""The sealed files of one study, opened: each hashed again, each header read once, slides put together level by level."""
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blocks.instances import SealedReader
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from blocks.part10 import MAX_META, read_meta
+from infra.reader.decode import PARSER_ERRORS, crop
+from infra.study.images import Header, facts_of, read_frame, read_header, session_key
+from infra.study.slides import Slide
+from policies.applicability import SLIDE, InstanceFacts
+from rapha.errors import PeerError, Refusal
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFile:
+    """path: of the sealed file; sha256: of the data set, as the receiver wrote it down."""
+
+    path: str
+    sha256: str
+
+
+class Opener:
+    """What opens sealed files: the private key, and the folders in which they may lie."""
+
+    def __init__(self, private: X25519PrivateKey, folders: Sequence[Path]) -> None:
+        self._private = private
+        self._folders = tuple(folder.resolve() for folder in folders)
+
+    def study(self) -> "Opened":
+        return Opened(self)
+
+    def open(self, path: str) -> SealedReader:
+        """Raises `Refusal` study-path-outside, study-file-missing, sealed-…"""
+        real = Path(path).resolve()
+        if not any(real.is_relative_to(folder) for folder in self._folders):
+            raise Refusal(["study-path-outside"], "a sealed file lies outside the folders of this process")
+        try:
+            return SealedReader(real, self._private)
+        except OSError:
+            raise Refusal(["study-file-missing"], "a sealed file is not there or cannot be read") from None
+
+
+class Opened:
+    """Everything of one study that this process holds. Indexes count from 0 in the order of opening."""
+
+    def __init__(self, opener: Opener) -> None:
+        self._opener, self._key = opener, session_key()
+        self._paths: list[str] = []
+        self._headers: list[Header] = []
+        self._facts: list[InstanceFacts] = []
+        self._slides: dict[int, tuple[Slide, int]] = {}  # index -> its slide, and its level there
+        self._paired, self._lock = False, threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._headers)
+
+    def add(self, files: Sequence[SealedFile]) -> range:
+        """Opens more files; their indexes."""
+        first = len(self)
+        for one in files:
+            self._add(one)
+        self._paired = False
+        return range(first, len(self))
+
+    def facts(self, index: int) -> InstanceFacts:
+        return self._facts[index]
+
+    def header(self, index: int) -> Header:
+        return self._headers[index]
+
+    @contextmanager
+    def stream(self, index: int) -> Iterator[SealedReader]:
+        """The clear file of an instance, for as long as it is needed."""
+        stream = self._opener.open(self._paths[index])
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    def pair(self) -> None:
+        """Finds the pyramids among the slide instances. A slide whose levels do not fit has a fault, and the rest goes on."""
+        if self._paired:
+            return
+        self._close_slides()
+        groups: dict[tuple[str, str], list[int]] = {}
+        for index, header in enumerate(self._headers):
+            if header.sop_class == SLIDE and header.flavour == "VOLUME" and header.image is not None:
+                groups.setdefault((header.series, header.frame_of_reference), []).append(index)
+        for members in groups.values():
+            self._pair(members)
+        self._paired = True
+
+    def levels(self, index: int) -> list[tuple[int, int, tuple[int, ...]]]:
+        """(rows, columns, indexes of the instances) of each level that can be read through `index`, finest first."""
+        facts = self._facts[index]
+        if index not in self._slides:
+            return [(facts.rows, facts.columns, (index,))]
+        slide, level = self._slides[index]
+        shown = slide.levels if facts.base == index else slide.levels[level : level + 1]
+        return [(one.rows, one.columns, one.members) for one in shown]
+
+    def read(self, index: int, frame: int | None, level: int, box: tuple[int, int, int, int]) -> np.ndarray[Any, Any] | None:
+        """The pixels, or None for a region that is not inside. Raises `Refusal` record-malformed, record-too-large, sealed-…."""
+        if index in self._slides:
+            slide, own = self._slides[index]
+            rows, columns, _ = self.levels(index)[level]
+            return slide.read(own + level, *(box if box != (0, 0, 0, 0) else (0, 0, columns, rows)))
+        image = self._headers[index].image
+        if image is None:
+            raise Refusal(["record-malformed"], "an instance has no pixels")
+        with self.stream(index) as stream:
+            return crop(read_frame(stream, image, frame), image, *box)
+
+    def close(self) -> None:
+        self._close_slides()
+        self._headers, self._facts, self._paths, self._key = [], [], [], b""
+
+    def _add(self, file: SealedFile) -> None:
+        index = len(self)
+        with _opened(self._opener, file.path) as stream:
+            found = content_of(stream)
+            stream.seek(0)
+            header = read_header(stream, self._key)
+        same = found == file.sha256
+        self._paths.append(file.path)
+        self._headers.append(header)
+        self._facts.append(facts_of(header, index, found, same=same))
+
+    def _pair(self, members: list[int]) -> None:
+        names = {self._headers[index].sop_uid: index for index in members}
+        try:
+            slide = Slide({index: self._opener.open(self._paths[index]) for index in members}, names)
+        except (Refusal, *PARSER_ERRORS):
+            for index in members:
+                self._facts[index] = replace(self._facts[index], fault="slide-unreadable")
+            return
+        base = slide.levels[0].members[0]
+        for level, found in enumerate(slide.levels):
+            for index in found.members:
+                self._slides[index] = (slide, level)
+                levels = len(slide.levels) if index == base else 1
+                self._facts[index] = replace(self._facts[index], base=base, levels=levels)
+        for index in set(members) - set(self._slides):
+            self._facts[index] = replace(self._facts[index], fault="slide-unreadable")
+
+    def _close_slides(self) -> None:
+        for slide in {id(slide): slide for slide, _ in self._slides.values()}.values():
+            slide.close()
+        self._slides = {}
+
+
+@contextmanager
+def _opened(opener: Opener, path: str) -> Iterator[SealedReader]:
+    stream = opener.open(path)
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+def content_of(stream: SealedReader) -> str:
+    """`sha256:…` of the data set of a file of PS3.10, in constant memory. Raises `Refusal` record-malformed."""
+    head = bytearray()
+    try:
+        while (meta := read_meta(bytes(head))) is None:
+            block = stream.read(4096 if not head else _CHUNK)
+            if not block or len(head) > MAX_META + _CHUNK:
+                raise Refusal(["record-malformed"], "a sealed file is no DICOM file")
+            head += block
+    except PeerError:
+        raise Refusal(["record-malformed"], "a sealed file is no DICOM file") from None
+    total = hashlib.sha256(memoryview(head)[meta.length :])
+    while block := stream.read(_CHUNK):
+        total.update(block)
+    return "sha256:" + total.hexdigest()

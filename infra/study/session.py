@@ -1,0 +1,152 @@
+"""The study reader's verbs on its socket: open · attach · detach · counts · holds. One connection is one study."""
+
+import os
+import socket
+import stat
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from infra.study.desk import Desk
+from infra.study.opened import Opened, Opener, SealedFile
+from rapha.canonical import is_digest
+from rapha.errors import PeerError, Refusal
+
+PAGE = 2000  # instances named in one message
+MAX_INSTANCES = 50_000
+Answer = dict[str, Any]
+_SESSIONS: "weakref.WeakSet[StudySession]" = weakref.WeakSet()
+
+
+class StudySession:
+    """Serves one connection. Answers hold indexes, counts, digests and codes; an instance's UID where the caller must pair it."""
+
+    def __init__(self, opener: Opener) -> None:
+        self._opener = opener
+        self._opened: Opened | None = None
+        self._desk: Desk | None = None
+        _SESSIONS.add(self)
+
+    def do_open(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Opens sealed files of the study: the first page of them (`first`), then more. Answers facts by index."""
+        _close(fds)
+        _exact(message, {"first", "files"})
+        files = _files(message["files"])
+        if message["first"] is True:
+            self.closed()
+            self._opened = self._opener.study()
+        held = self._held()
+        if len(held) + len(files) > MAX_INSTANCES:
+            raise Refusal(["study-too-many"], "a study has more instances than this node reads")
+        return {"instances": [self._entry(index) for index in held.add(files)]}
+
+    def do_facts(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Once every page is open: which slide instances make a pyramid, and what of each is known, a page from `start` on."""
+        _close(fds)
+        _exact(message, {"start"})
+        start = _whole(message["start"])
+        held = self._held()
+        held.pair()
+        return {"instances": [self._entry(index) for index in range(start, min(start + PAGE, len(held)))], "total": len(held)}
+
+    def do_attach(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Hands the instances of `indexes` to whoever holds the other ends of the sockets, as records 0, 1, …"""
+        if not fds or not all(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in fds):
+            _close(fds)
+            raise Refusal(["study-request-odd"], "attach comes with sockets")
+        sockets = [socket.socket(fileno=fd) for fd in fds]
+        try:
+            _exact(message, {"indexes"})
+            held = self._held()
+            desk = Desk(held, _indexes(message["indexes"], len(held)))
+        except (Refusal, PeerError):
+            for one in sockets:
+                one.close()
+            raise
+        self._drop_desk()
+        self._desk = desk
+        return {"lines": desk.serve(sockets)}
+
+    def do_detach(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Ends the handing over; what was handed, by index: [index, frames handed, decoding failed]."""
+        _close(fds)
+        _exact(message, set())
+        if self._desk is None:
+            raise Refusal(["study-not-attached"], "nothing is attached")
+        handed = self._desk.handed()
+        self._drop_desk()
+        return {"handed": handed}
+
+    def do_counts(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        _close(fds)
+        _exact(message, set())
+        return self._desk.counts() if self._desk else {"handed": 0, "unique": 0, "total": 0, "malformed": 0}
+
+    def do_holds(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """How many studies are open in this process: for its health, and for whoever asks before a restart."""
+        _close(fds)
+        return {"holds": sum(session._opened is not None for session in list(_SESSIONS))}
+
+    def closed(self) -> None:
+        self._drop_desk()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def _entry(self, index: int) -> Answer:
+        held = self._held()
+        return {**asdict(held.facts(index)), "sop_uid": held.header(index).sop_uid}
+
+    def _held(self) -> Opened:
+        if self._opened is None:
+            # Its connection was lost, and with it what was held: the peer failed, no rule said no.
+            raise PeerError("study-not-open", "no study is open on this connection", peer="study")
+        return self._opened
+
+    def _drop_desk(self) -> None:
+        if self._desk is not None:
+            self._desk.close()
+            self._desk = None
+
+
+def _files(value: object) -> list[SealedFile]:
+    if not isinstance(value, list) or not 0 < len(value) <= PAGE:
+        raise _odd()
+    files = []
+    for one in value:
+        if not isinstance(one, dict) or set(one) != {"path", "sha256"} or not isinstance(one["path"], str):
+            raise _odd()
+        if not is_digest(one["sha256"]):
+            raise _odd()
+        files.append(SealedFile(one["path"], one["sha256"]))
+    return files
+
+
+def _indexes(value: object, total: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or len(set(map(str, value))) != len(value):
+        raise _odd()
+    indexes = tuple(_whole(one) for one in value)
+    if max(indexes) >= total:
+        raise _odd()
+    return indexes
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise _odd()
+    return value
+
+
+def _exact(message: Mapping[str, Any], names: set[str]) -> None:
+    if set(message) != {"verb", *names}:
+        raise _odd()
+
+
+def _odd() -> Refusal:
+    return Refusal(["study-request-odd"], "a request to the study reader has other fields than its verb's")
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
