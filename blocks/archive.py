@@ -1,0 +1,228 @@
+"""One face over an archive, whichever protocol it speaks: find, list, retrieve, store, prove.
+
+What is used follows from the endpoint's configuration and, where a probe has written one, its capability record. An endpoint with
+port 0 has no DIMSE side, one without `dicomweb_url` no DICOMweb side.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+
+from blocks import stow
+from blocks.dimse import services
+from blocks.dimse.services import Commitment, Elsewhere, MoveOutcome, ToStore, part10
+from blocks.endpoint import Endpoint
+from blocks.pacs import Answer, DicomWeb, Timeouts, value_of
+from rapha.errors import ConfigurationError, PeerError
+
+Method = Literal["C-GET", "C-MOVE", "WADO-RS"]
+Sink = Callable[[str, str, Iterable[bytes]], None]
+STUDY, SERIES, INSTANCE, SOP_CLASS, MODALITY = "0020000D", "0020000E", "00080018", "00080016", "00080060"
+_NAMES = "StudyInstanceUID StudyDate StudyTime ModalitiesInStudy PatientID AccessionNumber"
+STUDY_KEYS = (*_NAMES.split(), "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
+DUPLICATE = 0x0111
+TRAILING_PADDING = 0xFFFCFFFC
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One instance that the archive lists."""
+
+    sop_uid: str
+    sop_class: str
+    series_uid: str
+    modality: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a probe found. services: names of SOP classes and resources that answered; "" is a probe that was never made."""
+
+    services: frozenset[str] = field(default_factory=frozenset)
+    probed: str = ""
+
+
+class Archive:
+    """One archive. Safe between threads: each call opens its own association or request."""
+
+    def __init__(self, endpoint: Endpoint, capabilities: Capabilities | None = None, *, ca: Path | None = None) -> None:
+        if not endpoint.port and not endpoint.dicomweb_url:
+            raise ConfigurationError(["endpoint-without-protocol"], f"endpoint {endpoint.name} has neither port nor dicomweb_url")
+        self.endpoint = endpoint
+        self.capabilities = capabilities or Capabilities()
+        self._ca = ca or (endpoint.tls.ca_bundle if endpoint.tls else None)
+        self._timeouts = Timeouts(connect=endpoint.connect_seconds, idle=endpoint.idle_seconds)
+
+    @property
+    def method(self) -> Method:
+        """How it is retrieved from: as declared, else WADO-RS, C-GET where a probe saw it, C-MOVE."""
+        if self.endpoint.retrieve != "auto":
+            return self.endpoint.retrieve
+        if self.endpoint.dicomweb_url:
+            return "WADO-RS"
+        return "C-GET" if "C-GET" in self.capabilities.services else "C-MOVE"
+
+    @property
+    def stores_by_web(self) -> bool:
+        if self.endpoint.store != "auto":
+            return self.endpoint.store == "STOW-RS"
+        return not self.endpoint.port
+
+    def echo(self) -> None:
+        """C-ECHO, or the least QIDO-RS question there is. Raises `PeerError`."""
+        if self.endpoint.port:
+            services.echo(self.endpoint)
+        else:
+            self._web().list_studies({}, (), limit=1)
+
+    def find_studies(self, keys: Mapping[str, str], *, most: int = 1_000_000) -> list[Answer]:
+        """Studies that match, with the attributes of STUDY_KEYS where the archive gives them."""
+        if self.endpoint.port:
+            return services.find(self.endpoint, "STUDY", {**dict.fromkeys(STUDY_KEYS, ""), **keys}, most=most)
+        return self._pages("studies", keys, most)
+
+    def find_series(self, study: str) -> list[Answer]:
+        """The series of a study: UID and modality."""
+        if self.endpoint.port:
+            asked = {"StudyInstanceUID": study, "SeriesInstanceUID": "", "Modality": ""}
+            return services.find(self.endpoint, "SERIES", asked)
+        found = {value_of(answer, SERIES): answer for answer in self.find_instances(study)}
+        return list(found.values())
+
+    def find_instances(self, study: str, series: str | None = None) -> list[Answer]:
+        """The instances of a study, asked for series by series over DIMSE: not every archive is relational (PS3.4 C.4.1.2.2)."""
+        if not self.endpoint.port:
+            keys = {"StudyInstanceUID": study} | ({"SeriesInstanceUID": series} if series else {})
+            return self._web().list_instances(keys, (SERIES, INSTANCE, SOP_CLASS, MODALITY, STUDY))
+        found: list[Answer] = []
+        for answer in [None] if series else self.find_series(study):
+            one = series or value_of(answer or {}, SERIES)
+            asked = {"StudyInstanceUID": study, "SeriesInstanceUID": one, "SOPInstanceUID": "", "SOPClassUID": ""}
+            modality = value_of(answer or {}, MODALITY)
+            for image in services.find(self.endpoint, "IMAGE", asked):
+                image.setdefault(SERIES, {"vr": "UI", "Value": [one]})
+                image.setdefault(MODALITY, {"vr": "CS", "Value": [modality]})
+                found.append(image)
+        return found
+
+    def list_study(self, study: str) -> tuple[Listed, ...]:
+        """Every instance of a study, in the order of their UIDs. Raises `PeerError` pacs-list-odd for an answer without UIDs."""
+        found: dict[str, Listed] = {}
+        for answer in self.find_instances(study):
+            one = Listed(*(value_of(answer, tag) for tag in (INSTANCE, SOP_CLASS, SERIES, MODALITY)))
+            if not one.sop_uid or not one.series_uid or found.setdefault(one.sop_uid, one) != one:
+                raise PeerError("pacs-list-odd", "the archive lists an instance without its UIDs, or twice", peer="pacs")
+            found[one.sop_uid] = one
+        return tuple(found[uid] for uid in sorted(found))
+
+    def move(self, study: str, *, message_id: int, series: str | None = None, instances: Sequence[str] = ()) -> MoveOutcome:
+        """C-MOVE of a study, a series, or some of its instances, to our receiver."""
+        level, keys = _keys(study, series, instances)
+        return services.move(self.endpoint, keys, level, message_id=message_id)
+
+    def get(self, study: str, wanted: Sequence[Listed], sink: Sink) -> None:
+        """Each wanted instance as a DICOM file to `sink(sop_class, sop_uid, blocks)`; by WADO-RS or C-GET. Raises `PeerError`."""
+        if self.method == "WADO-RS":
+            self._wado(study, wanted, sink)
+            return
+
+        def keep(sop_class: str, sop_uid: str, syntax: str, content: bytes) -> None:
+            sink(sop_class, sop_uid, [part10(sop_class, sop_uid, syntax, content)])
+
+        for series in sorted({one.series_uid for one in wanted}):
+            here = [one for one in wanted if one.series_uid == series]
+            level, keys = _keys(study, series, [one.sop_uid for one in here])
+            services.get(self.endpoint, keys, level, sorted({one.sop_class for one in here if one.sop_class}), keep)
+
+    def store(self, study: str, objects: Sequence[ToStore]) -> dict[str, Literal["stored", "known"]]:
+        """SOP instance -> stored, or known: the archive has one of this UID, with which content is for `read_back` to show.
+
+        Raises `PeerError` store-refused when any is neither.
+        """
+        if self.stores_by_web:
+            url = self.endpoint.dicomweb_url or ""
+            answers = stow.stow(url, study, objects, ca=self._ca, token=self.endpoint.dicomweb_token, timeouts=self._timeouts)
+        else:
+            answers = services.store(self.endpoint, objects)
+        refused = [code for one in objects if (code := answers.get(one.sop_instance, -1)) not in (0, DUPLICATE)]
+        if refused:
+            raise PeerError("store-refused", f"the archive refused {len(refused)} of {len(objects)} objects", peer="pacs")
+        return {one.sop_instance: "known" if answers[one.sop_instance] == DUPLICATE else "stored" for one in objects}
+
+    def commit(
+        self,
+        references: Sequence[tuple[str, str]],
+        transaction: str,
+        *,
+        seconds: float = 30.0,
+        elsewhere: Elsewhere | None = None,
+    ) -> Commitment:
+        """Storage commitment. Raises `PeerError` commitment-not-offered where there is none."""
+        if not self.endpoint.port:
+            raise PeerError("commitment-not-offered", "commitment is a DIMSE service, and this endpoint has none", peer="pacs")
+        return services.commit(self.endpoint, references, transaction, seconds=seconds, elsewhere=elsewhere)
+
+    def read_back(self, study: str, one: Listed) -> str | None:
+        """`attributes_digest` of the object as the archive gives it back; None where it is not there or cannot be had."""
+        if self.method == "C-MOVE" and "C-GET" not in self.capabilities.services:
+            return None
+        found: list[str] = []
+
+        def take(sop_class: str, sop_uid: str, blocks: Iterable[bytes]) -> None:
+            if sop_uid == one.sop_uid:
+                found.append(attributes_digest(b"".join(blocks)))
+
+        self.get(study, [one], take)
+        return found[0] if len(found) == 1 else None
+
+    def _wado(self, study: str, wanted: Sequence[Listed], sink: Sink) -> None:
+        names = {one.sop_uid: one for one in wanted}
+        web = self._web()
+        for one in wanted:
+            with web.retrieve(study, one.series_uid, one.sop_uid) as parts:
+                for part in parts:
+                    sink(names[one.sop_uid].sop_class, one.sop_uid, part.body)
+
+    def _web(self) -> DicomWeb:
+        if not self.endpoint.dicomweb_url:
+            raise ConfigurationError(["endpoint-without-dicomweb"], f"endpoint {self.endpoint.name} has no dicomweb_url")
+        return DicomWeb(self.endpoint.dicomweb_url, timeouts=self._timeouts, ca=self._ca, token=self.endpoint.dicomweb_token)
+
+    def _pages(self, level: str, keys: Mapping[str, str], most: int) -> list[Answer]:
+        web, found = self._web(), list[Answer]()
+        while page := web._page(level, keys, (), len(found)):
+            found += page
+            if len(found) > most:
+                raise PeerError("pacs-too-many", f"the archive answers with more than {most} matches", peer="pacs")
+        return found
+
+
+def _keys(study: str, series: str | None, instances: Sequence[str]) -> tuple[str, dict[str, str | Sequence[str]]]:
+    """(level, unique keys) of a retrieval (PS3.4 C.4.2.2.1); an instance is asked for below its series."""
+    keys: dict[str, Any] = {"StudyInstanceUID": study}
+    if series:
+        keys["SeriesInstanceUID"] = series
+    if instances:
+        keys["SOPInstanceUID"] = list(instances)
+    return ("IMAGE" if instances else "SERIES" if series else "STUDY"), keys
+
+
+def attributes_digest(file: bytes) -> str:
+    """`sha256:…` of every attribute of a DICOM file as DICOM JSON (PS3.18 annex F), however an archive encodes them.
+
+    Archives write group lengths, padding, item lengths and implicit or explicit VR in their own way when they send: the values
+    are what they must give back. Raises `PeerError(pacs-file-odd)`.
+    """
+    try:
+        dataset = dcmread(BytesIO(file))
+        plain = {f"{e.tag:08X}": e.to_json_dict(None, 1 << 40) for e in dataset if e.tag.element and e.tag != TRAILING_PADDING}
+    except (InvalidDicomError, ValueError, TypeError, AttributeError, EOFError, OSError):
+        raise PeerError("pacs-file-odd", "the archive sent what is no DICOM file", peer="pacs") from None
+    return "sha256:" + hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

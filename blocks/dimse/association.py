@@ -1,0 +1,158 @@
+"""An association as its user opens it (PS3.8), on pynetdicom.
+
+Two things are mended here that the library leaves open. Its reactor thread may take an answer off the queue that its caller waits
+for (`_Checkpoint`). And the peer's small answers wait for our delayed acknowledgement, 40 ms a message, unless the socket says
+TCP_NODELAY and, after each receive, TCP_QUICKACK.
+"""
+
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+from pynetdicom import AE, _config, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext, build_context
+
+from blocks.endpoint import Endpoint
+from rapha.errors import PeerError
+
+MENDED = "3.0.4"  # the release whose association this was read and tried against
+PLAIN = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
+Handlers = list[tuple[Any, Any]]
+
+# Identifiers and data sets do not go into anybody's log.
+_config.LOG_HANDLER_LEVEL = "none"
+_config.LOG_REQUEST_IDENTIFIERS = False
+_config.LOG_RESPONSE_IDENTIFIERS = False
+_config.STORE_SEND_CHUNKED_DATASET = True
+
+
+class _Checkpoint:
+    """Stands in for the event between an association's reactor thread and whoever sends on it.
+
+    `clear` returns only once the reactor is parked in `wait`: with a plain event the reactor may be between the two, and take
+    the answer that the sender is about to wait for.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._open, self._parked = True, False
+
+    def is_set(self) -> bool:
+        return self._open
+
+    def set(self) -> None:
+        with self._condition:
+            self._open = True
+            self._condition.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        with self._condition:
+            self._parked = True
+            self._condition.notify_all()
+            while not self._open:
+                self._condition.wait()
+            self._parked = False
+        return True
+
+    def clear(self) -> None:
+        with self._condition:
+            self._open = False
+            self._condition.wait_for(lambda: self._parked, timeout=10.0)
+
+
+def mend() -> None:
+    """Gives every association of this process the checkpoint above; once. Another release of the library is left alone."""
+    if version("pynetdicom") != MENDED or hasattr(Association, "_rapha_mended"):
+        return
+    made = Association.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self._reactor_checkpoint = _Checkpoint()
+
+    Association.__init__ = init  # type: ignore[method-assign]
+    Association._rapha_mended = True  # type: ignore[attr-defined]
+
+
+mend()
+
+
+def hurry(event: Any) -> None:
+    """Handler of EVT_CONN_OPEN and EVT_DATA_RECV: no delay in sending, none in acknowledging (Linux forgets the second)."""
+    held = event.assoc.dul.socket
+    if held is not None and held.socket is not None:
+        held.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        held.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def contexts(sop_classes: Sequence[str], syntaxes: Sequence[str] = PLAIN) -> list[PresentationContext]:
+    """One presentation context a SOP class, at most 128 (PS3.8 9.3.2)."""
+    return [build_context(sop_class, list(syntaxes)) for sop_class in sop_classes[:128]]
+
+
+@contextmanager
+def associated(
+    endpoint: Endpoint, offered: Sequence[PresentationContext], *, roles: Sequence[Any] = (), handlers: Sequence[Any] = ()
+) -> Iterator[Association]:
+    """An established association with `endpoint`; released at the end, aborted when the work in it fails.
+
+    Raises `PeerError` dimse-unreachable, dimse-rejected, dimse-aborted, dimse-no-context, tls-….
+    """
+    ae = AE(endpoint.calling_ae_title)
+    ae.connection_timeout, ae.acse_timeout = endpoint.connect_seconds, endpoint.connect_seconds
+    ae.dimse_timeout, ae.network_timeout = endpoint.idle_seconds, endpoint.idle_seconds
+    context = endpoint.tls.client() if endpoint.tls else None
+    name = (endpoint.tls.server_name or endpoint.host) if endpoint.tls else None
+    association = ae.associate(
+        endpoint.host,
+        endpoint.port,
+        contexts=list(offered),
+        ae_title=endpoint.ae_title,
+        max_pdu=endpoint.max_pdu,
+        ext_neg=list(roles),
+        tls_args=(context, name) if context is not None else None,  # type: ignore[arg-type]
+        evt_handlers=[(evt.EVT_CONN_OPEN, hurry), (evt.EVT_DATA_RECV, hurry), *handlers],
+    )
+    if not association.is_established:
+        raise _not_established(association, context)
+    try:
+        yield association
+    except BaseException:
+        association.abort()
+        raise
+    if association.is_established:
+        association.release()
+
+
+def _not_established(association: Association, context: Any) -> PeerError:
+    if context is not None and context.failure:
+        return _failed(context.failure, "the TLS handshake with the archive failed")
+    if association.is_rejected:
+        return _failed("dimse-rejected", "the archive rejected the association: look at the AE titles on both sides")
+    if association.acceptor.primitive is not None:
+        return _failed("dimse-no-context", "the archive accepts none of the services that this needs")
+    if association.is_aborted and association.requestor.primitive is not None and _connected(association):
+        # Under TLS 1.3 a refused client certificate shows only after the handshake, as an abort (RFC 8446 section 4.4.2.4).
+        return _failed("dimse-aborted", "the archive ended the association: look at AE titles and at our certificate")
+    return _failed("dimse-unreachable", "nothing answers at the archive's address")
+
+
+def _connected(association: Association) -> bool:
+    return bool(getattr(association.dul.socket, "_is_connected", False)) or association.requestor.port not in (None, 0)
+
+
+def _failed(code: str, message: str) -> PeerError:
+    return PeerError(code, message, peer="pacs")
+
+
+def answered(association: Association, status: Any, what: str) -> int:
+    """The status of an answer. Raises `PeerError`: dimse-timeout, or dimse-hung-up where the archive aborted."""
+    if "Status" in status:
+        return int(status.Status)
+    if association.acse.is_aborted():
+        raise _failed("dimse-hung-up", f"the archive ended the association instead of answering a {what}: may our AE title ask?")
+    raise _failed("dimse-timeout", f"the archive did not answer a {what} in time")

@@ -1,0 +1,120 @@
+"""One PACS as it is configured: its address, its names, how it is secured, and which of its services are used.
+
+TLS settings are read anew for each association: a certificate that was replaced on disk is used without a restart.
+"""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rapha.errors import ConfigurationError
+
+TlsVersion = Literal["TLS_1_3", "TLS_1_2"]
+Retrieve = Literal["auto", "C-GET", "C-MOVE", "WADO-RS"]
+Store = Literal["auto", "C-STORE", "STOW-RS"]
+# The suites of BCP 195 (RFC 9325 section 4.2) for an endpoint that cannot do TLS 1.3, as PS3.15 B.12 asks for.
+BCP_195 = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256"
+BCP_195 += ":DHE-RSA-AES256-GCM-SHA384:DHE-RSA-AES128-GCM-SHA256"
+
+
+class NotingSocket(ssl.SSLSocket):
+    """Keeps why a handshake failed: the association's library reports only that it did."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except ssl.SSLError as error:
+            if isinstance(self.context, NotingContext):
+                self.context.failure = tls_code(error)
+            raise
+
+
+class NotingContext(ssl.SSLContext):
+    """A context whose sockets note why their handshake failed, as one of the codes of `tls_code`."""
+
+    failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsSettings:
+    """TLS for one endpoint (PS3.15 annex B.12).
+
+    ca_bundle: who is trusted, and nobody else; cert_file, key_file: our own, shown when the peer asks (mutual); version: TLS 1.3
+    alone, or TLS 1.2 alone as the named exception; server_name: the name in the peer's certificate, the host's when None.
+    """
+
+    ca_bundle: Path
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    version: TlsVersion = "TLS_1_3"
+    mutual_auth: bool = True
+    server_name: str | None = None
+
+    def client(self) -> NotingContext:
+        """A context for associations that we open. Raises `ConfigurationError` tls-…."""
+        context = NotingContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.sslsocket_class = NotingSocket
+        self._load(context)
+        return context
+
+    def server(self) -> ssl.SSLContext:
+        """A context for associations that we accept: the peer shows a certificate where the endpoint is mutual."""
+        if self.cert_file is None:
+            raise ConfigurationError(["tls-certificate-missing"], "a listener with TLS needs a certificate and its key")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._load(context)
+        context.verify_mode = ssl.CERT_REQUIRED if self.mutual_auth else ssl.CERT_NONE
+        return context
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        only = ssl.TLSVersion.TLSv1_3 if self.version == "TLS_1_3" else ssl.TLSVersion.TLSv1_2
+        context.minimum_version = context.maximum_version = only
+        if self.version == "TLS_1_2":
+            context.set_ciphers(BCP_195)
+        try:
+            context.load_verify_locations(cafile=str(self.ca_bundle))
+            if self.cert_file is not None:
+                context.load_cert_chain(str(self.cert_file), str(self.key_file or self.cert_file))
+        except (OSError, ssl.SSLError) as error:
+            said = f"certificate, key or CA bundle of an endpoint cannot be used ({type(error).__name__})"
+            raise ConfigurationError(["tls-files-unusable"], said) from None
+        if self.mutual_auth and self.cert_file is None:
+            raise ConfigurationError(["tls-certificate-missing"], "mutual_auth needs cert_file and key_file")
+
+
+def tls_code(error: ssl.SSLError) -> str:
+    """Why a handshake failed, as a code: by OpenSSL's verification codes (X509_V_ERR_…), else by kind."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return {10: "tls-certificate-expired", 62: "tls-name-differs", 64: "tls-name-differs"}.get(
+            error.verify_code, "tls-certificate-untrusted"
+        )
+    return "tls-handshake-failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One PACS. Times in seconds, `max_pdu` in bytes; `max_results`: answers beyond which a query is taken for cut short.
+
+    ae_title: the archive's; calling_ae_title: ours; move_destination: the AE title under which the archive knows our receiver.
+    """
+
+    name: str
+    host: str
+    port: int
+    ae_title: str
+    calling_ae_title: str
+    vendor: str = "Generic"
+    tls: TlsSettings | None = None
+    dicomweb_url: str | None = None
+    dicomweb_token: str | None = None
+    retrieve: Retrieve = "auto"
+    store: Store = "auto"
+    move_destination: str = "RAPHA"
+    connect_seconds: float = 10.0
+    idle_seconds: float = 60.0
+    max_pdu: int = 131072
+    max_results: int = 500
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.name})"  # a token may be among the rest
