@@ -2,12 +2,12 @@
 restart."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 from policies.attestation_evidence import LastSeen
 from rapha.canonical import canonical, parse
 from rapha.errors import Refusal
+from rapha.files import replace_durably
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(LastSeen))
 
@@ -37,14 +37,9 @@ class LastSeenFile:
             at=max(old.at, seen.at),
         )
         document = {**self._all(), platform: dataclasses.asdict(newest)}
-        temporary = self.path.with_suffix(".new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                stream.write(canonical(document) + b"\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.path)
+            replace_durably(self.path, canonical(document) + b"\n")
         except OSError as error:
             raise Refusal(["last-seen-unwritable"], f"what this machine showed cannot be kept: {error.strerror}") from None
 

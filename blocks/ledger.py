@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from rapha.canonical import canonical, parse
 from rapha.errors import Refusal
+from rapha.files import replace_durably
 from rapha.ledger import CHECKPOINTS, ENTRIES, GENESIS, HEAD, LOCK, MAX_LINE, Entry, genesis, read, read_entry, signed_head
 
 
@@ -44,7 +45,7 @@ class Ledger:
             (folder / name).touch()
         ledger = cls(folder, key)
         ledger._write_head(0, genesis(ledger_id))
-        _durable(folder / GENESIS, canonical({"id": ledger_id, "key": pem, "version": 1}) + b"\n")
+        replace_durably(folder / GENESIS, canonical({"id": ledger_id, "key": pem, "version": 1}) + b"\n")
         return ledger
 
     def append(self, kind: str, body: dict[str, Any], *, at: int | None = None) -> Entry:
@@ -154,7 +155,7 @@ class Ledger:
 
     def _write_head(self, length: int, head: str) -> None:
         size = (self.folder / ENTRIES).stat().st_size
-        _durable(self.folder / HEAD, canonical({**self._mark(length, head), "bytes": size}) + b"\n")
+        replace_durably(self.folder / HEAD, canonical({**self._mark(length, head), "bytes": size}) + b"\n")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -171,18 +172,3 @@ def _readable(seq: int, prev: str, at: int, kind: str, body: dict[str, Any]) -> 
     except (Refusal, ValueError):
         raise Refusal(["ledger-entry"], "the entry is too large or has no canonical form") from None
     return entry
-
-
-def _durable(path: Path, content: bytes) -> None:
-    """Replaces a file whole, so that a crash leaves the old or the new."""
-    temporary = path.with_suffix(path.suffix + ".new")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,7 +1,8 @@
-"""Opening a file that a stranger may have put there: a regular file or nothing, and no waiting for what is none."""
+"""Opening a file that a stranger may have put there (a regular file or nothing, no waiting), and replacing ours durably."""
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,3 +29,26 @@ def read_regular(path: Path, limit: int, code: str) -> bytes:
             return stream.read(limit + 1)
         except OSError as error:
             raise ConfigurationError([code], f"{path}: {error.strerror}") from None
+
+
+def replace_durably(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:
+    """Replaces a file whole, on disk when this returns: a crash leaves the old or the new. Raises `OSError`."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as stream:
+        if callable(write):
+            write(stream)
+        else:
+            stream.write(write)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """The folder's names on disk: what was made, renamed or removed in it stays so after a crash. Raises `OSError`."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(held)
+    finally:
+        os.close(held)

@@ -5,13 +5,13 @@ though the marker is there, is a token of an unknown attempt: the line is cut un
 is left (C14).
 """
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rapha.canonical import canonical, is_digest, parse
 from rapha.errors import Refusal
+from rapha.files import replace_durably
 
 
 @dataclass(slots=True)
@@ -70,8 +70,8 @@ class State:
             "unknown": held.unknown,
         }
         if not self._marker.exists() or self._known_routes() != held.routes:
-            _durable(self._marker, canonical({"routes": held.routes}) + b"\n")
-        _durable(self._path, canonical(content) + b"\n")
+            replace_durably(self._marker, canonical({"routes": held.routes}) + b"\n")
+        replace_durably(self._path, canonical(content) + b"\n")
 
     def _known_routes(self) -> list[dict[str, str]]:
         try:
@@ -88,17 +88,3 @@ def _read(value: Any) -> Held:
         if not is_digest(token.job) or type(token.attempt) is not int or not all(type(inode) is int for inode in token.pidns):
             raise ValueError("not a token")
     return Held({token.name: token for token in tokens}, list(value["routes"]), value["unknown"] is not False)
-
-
-def _durable(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".new")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

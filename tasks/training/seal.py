@@ -5,7 +5,6 @@ needs the staging key, so no receipt exists while it does. Before the ledger's `
 counts: a repeat after a crash writes it anew. After it, a repeat gives the same result.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from policies.gate import Evidence, Gate
 from rapha.canonical import digest, digest_file, digest_of, parse
 from rapha.declaration import Declaration
 from rapha.errors import Refusal
+from rapha.files import replace_durably
 from rapha.receipt import Predicate, Statement, duration_bucket, sign_receipt, verify_receipt
 from rapha.sealed import recipient_key, seal_files
 from tasks.attempt import Attempt
@@ -86,14 +86,14 @@ def _made(
     output = _output_evidence(attempt, verdicts)
     files = _release(attempt, output)
     sealed = attempt.folder / SEALED
-    _durable(
+    replace_durably(
         sealed,
         lambda stream: seal_files(files, recipient_key(declaration.recipient), stream, job=attempt.job, attempt=attempt.number),
     )
     subjects = {name: digest(content) for name, content in files.items()}
     subjects["sealed-result"] = _digest_of_file(sealed)
     raw = sign_receipt(_predicate(attempt, verdicts, declaration, facts, output), subjects, key)
-    _durable(attempt.folder / RECEIPT, lambda stream: stream.write(raw))
+    replace_durably(attempt.folder / RECEIPT, lambda stream: stream.write(raw))
     attempt.record("sealed", sealed=subjects["sealed-result"], receipt=digest(raw))
     return _result(attempt, raw, key)
 
@@ -195,21 +195,6 @@ def _destroyed(attempt: Attempt, destroy: Callable[[], Mapping[str, Any]]) -> No
 def _digest_of_file(path: Path) -> str:
     with path.open("rb") as stream:
         return digest_file(stream)
-
-
-def _durable(path: Path, write: Callable[[Any], Any]) -> None:
-    """Replaces a file whole, on disk when this returns."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    fd = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _no(code: str, message: str) -> Refusal:
