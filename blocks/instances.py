@@ -5,7 +5,7 @@
     chunks  AES-256-GCM of 256 KiB each, the last shorter; nonce = 4 zero bytes, 7-byte counter, 1-byte "last" flag (as in STREAM,
             Hoang et al. 2015); associated data = the magic: no chunk can be moved, dropped or cut off
 
-The content is a file of PS3.10. Its name on disk is random and says nothing. Removing the file destroys the content key's only copy.
+The content is a file of PS3.10; its name on disk is random. Removing the file destroys the only copy of its content key.
 """
 
 import io
@@ -41,7 +41,7 @@ class SealedInstance:
 
 
 class SealedWriter:
-    """One instance on its way to disk. `finish` makes it durable under its name; without it nothing is left but a `.part` file."""
+    """One instance on its way to disk. `finish` makes it durable under its name; without it there is a `.part` file at most."""
 
     def __init__(self, folder: Path, recipient: X25519PublicKey) -> None:
         """Raises `OSError`."""
@@ -96,7 +96,7 @@ class SealedReader(io.RawIOBase):
     """The clear file of a sealed instance, seekable, in the memory of one chunk."""
 
     def __init__(self, path: Path, private: X25519PrivateKey) -> None:
-        """Raises `OSError`; `Refusal` sealed-malformed, sealed-not-for-this-key, sealed-tampered (a file cut short among them)."""
+        """Raises `OSError`; `Refusal` sealed-malformed, sealed-not-for-this-key, sealed-tampered (cut short, too)."""
         super().__init__()
         self._file = path.open("rb", buffering=0)
         try:
