@@ -15,11 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
-from pydicom.uid import (
-    CTImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
-)
+from pydicom.uid import UID, CTImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from infra.hospital.scenes import Planted, scan, tissue
 from infra.hospital.slide import slide_instances
@@ -110,7 +106,7 @@ def _patient(person: Person, kind: str, seed: int) -> Dataset:
     return dataset
 
 
-def _instance(dataset: Dataset, sop_class: str, kind: str, seed: int, number: int) -> None:
+def _instance(dataset: Dataset, sop_class: UID, kind: str, seed: int, number: int) -> None:
     dataset.SOPClassUID = sop_class
     dataset.SOPInstanceUID = uid(kind, seed, f"instance {number}")
     dataset.InstanceNumber = str(number)
@@ -154,8 +150,8 @@ def _radiograph(person: Person, seed: int, pixels: NDArray[np.float64]) -> Datas
     dataset.BurnedInAnnotation, dataset.LossyImageCompression, dataset.PresentationLUTShape = "NO", "00", "IDENTITY"
     dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign = "LOG", -1
     dataset.ImagerPixelSpacing, dataset.DetectorType = ["1.0", "1.0"], "DIRECT"
-    dataset.PatientSpeciesDescription = None
-    del dataset.PatientSpeciesDescription, dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator
+    dataset.PositionerType = None
+    del dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"
     dataset.WindowCenter, dataset.WindowWidth = "2048", "4096"
     dataset.AcquisitionContextSequence = Items([])

@@ -159,4 +159,4 @@ def _stained(
     amount = inside * (stain + 0.9 * folds)
     density = amount[..., None] * eosin + (inside * (nuclei * (1 - folds) * 1.1 + 0.5 * folds))[..., None] * haematoxylin
     light = 243 * np.exp(-density) + random.normal(0, 2.5, density.shape)
-    return np.clip(light, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(light, 0, 255), dtype=np.uint8)

@@ -96,7 +96,7 @@ def pixels(stream: SealedReader | BinaryIO, image: Image, frame: int | None) -> 
     if (image.bytes if frame is None else image.bytes // image.frames) > MAX_ARRAY:
         raise Refusal(["record-too-large"], "an array of this size is handed over by frames")
     try:
-        array = _unmasked(pixel_array(cast(BinaryIO, stream), index=frame, correct_unused_bits=False), image)
+        array = unmasked(pixel_array(cast(BinaryIO, stream), index=frame, correct_unused_bits=False), image)
     except PARSER_ERRORS:
         raise malformed() from None
     plane = (image.rows, image.columns, *((image.samples,) if image.samples > 1 else ()))
@@ -178,7 +178,8 @@ def _fits(stream: SealedReader, length: int) -> bool:
     return here + length <= end
 
 
-def _unmasked(array: np.ndarray[Any, Any], image: Image) -> np.ndarray[Any, Any]:
+def unmasked(array: np.ndarray[Any, Any], image: Image) -> np.ndarray[Any, Any]:
+    """The stored bits alone, sign and all."""
     if not image.masked or array.dtype.kind not in "iu":
         return array
     width = array.dtype.itemsize * 8

@@ -1,7 +1,7 @@
 """The header of a sealed instance as facts, and its pixels frame by frame.
 
-Compressed transfer syntaxes are decoded here, unlike in training: a clinical archive holds them, and a
-lesion in a JPEG counts too.
+Compressed transfer syntaxes are read too, unlike in training: a clinical archive holds them, and a lesion in a JPEG counts. They
+are decoded in a process of their own (`infra.study.decoder`).
 """
 
 import secrets
@@ -11,11 +11,13 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 from pydicom.filereader import dcmread
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from infra.reader.decode import MAX_HEADER, PARSER_ERRORS, TAGS, Image, image_of, pixels
+from infra.reader.decode import MAX_ARRAY, MAX_HEADER, PARSER_ERRORS, TAGS, Image, image_of, malformed, pixels, unmasked
+from infra.study.decoder import Decoder, Form
 from policies.applicability import SLIDE, InstanceFacts, kind_of
 from policies.minimise import project_key
 from rapha.errors import Refusal
@@ -33,8 +35,13 @@ _WANTED: list[Any] = sorted(
         0x00480006,
         0x00480007,
         0x52009229,  # Shared Functional Groups: where a multi-frame image keeps its spacing
+        0x00280004,
+        0x00280006,
+        0x7FE00001,  # Extended Offset Table, and lengths
+        0x7FE00002,
     }
 )
+_UNREADABLE: tuple[type[Exception], ...] = (*PARSER_ERRORS, Refusal)
 
 
 class Stream(Protocol):
@@ -66,6 +73,9 @@ class Header:
     spacing: tuple[float, float] | None
     image: Image | None
     fault: str
+    form: Form
+    pixels_at: int
+    offsets: tuple[bytes, bytes] | None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,16 +89,61 @@ def read_header(stream: Stream, key: bytes) -> Header:
     stream.budget = MAX_HEADER
     try:
         dataset = dcmread(cast(BinaryIO, stream), stop_before_pixels=True, specific_tags=_WANTED)
-        return _header(dataset, key)
+        return _header(dataset, key, stream.tell())
     except PARSER_ERRORS:
         raise Refusal(["record-malformed"], "an instance has no header that can be read") from None
     finally:
         stream.budget = None
 
 
-def read_frame(stream: Stream, image: Image, frame: int | None) -> np.ndarray[Any, Any]:
+def read_frame(stream: Stream, header: Header, decoder: Decoder, frame: int | None) -> np.ndarray[Any, Any]:
     """Stored values of a frame or of all. Raises `Refusal` record-malformed, record-too-large."""
-    return pixels(cast(BinaryIO, stream), image, frame)
+    image = header.image
+    if image is None:
+        raise malformed()
+    if UID(header.transfer_syntax) in NATIVE:
+        return pixels(cast(BinaryIO, stream), image, frame)
+    if frame is not None or image.frames == 1:
+        return _decoded(stream, header, image, decoder, frame or 0)
+    if image.bytes > MAX_ARRAY:
+        raise Refusal(["record-too-large"], "an array of this size is handed over by frames")
+    return np.stack([_decoded(stream, header, image, decoder, number) for number in range(image.frames)])
+
+
+def encoded_frame(stream: Stream, header: Header, frames: int, frame: int) -> bytes:
+    """The bytes of one compressed frame (PS3.5 annex A.4). Raises one of PARSER_ERRORS, or `Refusal` record-too-large."""
+    stream.seek(header.pixels_at)
+    head = stream.read(12)  # tag, VR, two reserved bytes, length: compressed data are always Explicit VR Little Endian
+    if len(head) != 12 or head[:4] != b"\xe0\x7f\x10\x00" or head[8:] != b"\xff\xff\xff\xff":
+        raise malformed()
+    buffer = cast(Any, stream)
+    first = stream.tell()
+    if frames > 1 and header.offsets is None and not parse_basic_offsets(buffer):
+        count, places = parse_fragments(buffer)
+        if count == frames:  # a fragment a frame: no need to walk through all of them for each
+            stream.seek(places[frame] + 4)
+            return _bounded(stream, int.from_bytes(stream.read(4), "little"))
+    stream.seek(first)
+    return get_frame(buffer, frame, extended_offsets=header.offsets, number_of_frames=frames)
+
+
+def _bounded(stream: Stream, length: int) -> bytes:
+    if length > MAX_ARRAY:
+        raise Refusal(["record-too-large"], "a compressed frame is too large")
+    return stream.read(length)
+
+
+def _decoded(stream: Stream, header: Header, image: Image, decoder: Decoder, frame: int) -> np.ndarray[Any, Any]:
+    if image.bytes // image.frames > MAX_ARRAY:
+        raise Refusal(["record-too-large"], "an array of this size is handed over in regions")
+    try:
+        encoded = encoded_frame(stream, header, image.frames, frame)
+    except PARSER_ERRORS:
+        raise malformed() from None
+    array = unmasked(decoder.decode(header.form, encoded), image)
+    if array.shape != (image.rows, image.columns, *((image.samples,) if image.samples > 1 else ())):
+        raise malformed()
+    return array
 
 
 def facts_of(header: Header, index: int, sha256: str, *, same: bool) -> InstanceFacts:
@@ -112,12 +167,13 @@ def facts_of(header: Header, index: int, sha256: str, *, same: bool) -> Instance
     )
 
 
-def _header(dataset: Dataset, key: bytes) -> Header:
+def _header(dataset: Dataset, key: bytes, pixels_at: int) -> Header:
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     sop_class, modality = _text(dataset, "SOPClassUID"), _text(dataset, "Modality")
     image, fault = _image(dataset, key, UID(syntax), kind_of(sop_class, modality))
     slide = sop_class == SLIDE
     kinds = dataset.get("ImageType") or ()
+    kinds = [] if isinstance(kinds, str) else [str(kind).strip() for kind in kinds]
     return Header(
         sop_uid=_text(dataset, "SOPInstanceUID"),
         sop_class=sop_class,
@@ -125,7 +181,7 @@ def _header(dataset: Dataset, key: bytes) -> Header:
         frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
         modality=modality,
         transfer_syntax=syntax,
-        flavour=str(kinds[2]).strip() if not isinstance(kinds, str) and len(kinds) > 2 else "",
+        flavour=kinds[2] if len(kinds) > 2 else "",
         burned_in=image.burned_in if image else False,
         own=_text(dataset, "Manufacturer").lower() == "rapha" and modality in ("SR", "SEG"),
         rows=int(dataset.TotalPixelMatrixRows) if slide else image.rows if image else 0,
@@ -134,6 +190,9 @@ def _header(dataset: Dataset, key: bytes) -> Header:
         spacing=_spacing(dataset),
         image=image,
         fault=fault,
+        form=Form.of(dataset, syntax),
+        pixels_at=pixels_at,
+        offsets=_offsets(dataset),
         attributes=image.attributes if image else {},
     )
 
@@ -146,8 +205,14 @@ def _image(dataset: Dataset, key: bytes, syntax: UID, kind: str) -> tuple[Image 
         return None, "transfer-syntax"
     try:
         return image_of(dataset, key), ""
-    except (*PARSER_ERRORS, Refusal):
+    except _UNREADABLE:
         return None, "undecodable"
+
+
+def _offsets(dataset: Dataset) -> tuple[bytes, bytes] | None:
+    """The Extended Offset Table (PS3.3 C.7.6.3.1.8) and its lengths, or None."""
+    table, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    return (table, lengths) if isinstance(table, bytes) and isinstance(lengths, bytes) and table and lengths else None
 
 
 def _decodes(syntax: UID) -> bool:

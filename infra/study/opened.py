@@ -1,7 +1,6 @@
 """The sealed files of one study, opened: each hashed again, each header read once, slides put together level by level."""
 
 import hashlib
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blocks.instances import SealedReader
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from blocks.instances import SealedReader
 from blocks.part10 import MAX_META, read_meta
 from infra.reader.decode import PARSER_ERRORS, crop
+from infra.study.decoder import Decoder
 from infra.study.images import Header, facts_of, read_frame, read_header, session_key
 from infra.study.slides import Slide
 from policies.applicability import SLIDE, InstanceFacts
@@ -30,6 +30,23 @@ class SealedFile:
     sha256: str
 
 
+class ClearFile(SealedReader):
+    """A sealed file in clear. budget: bytes that may still be read before `Refusal` record-malformed, None for any: a bound on
+    what a header may hold."""
+
+    budget: int | None = None
+
+    def read(self, size: int | None = -1) -> bytes:
+        found = super().read(
+            size if self.budget is None else min(self.budget + 1, self.size if size is None or size < 0 else size)
+        )
+        if self.budget is not None:
+            self.budget -= len(found)
+            if self.budget < 0:
+                raise Refusal(["record-malformed"], "an instance's header is larger than this node reads")
+        return found
+
+
 class Opener:
     """What opens sealed files: the private key, and the folders in which they may lie."""
 
@@ -40,13 +57,13 @@ class Opener:
     def study(self) -> "Opened":
         return Opened(self)
 
-    def open(self, path: str) -> SealedReader:
+    def open(self, path: str) -> ClearFile:
         """Raises `Refusal` study-path-outside, study-file-missing, sealed-…"""
         real = Path(path).resolve()
         if not any(real.is_relative_to(folder) for folder in self._folders):
             raise Refusal(["study-path-outside"], "a sealed file lies outside the folders of this process")
         try:
-            return SealedReader(real, self._private)
+            return ClearFile(real, self._private)
         except OSError:
             raise Refusal(["study-file-missing"], "a sealed file is not there or cannot be read") from None
 
@@ -60,7 +77,7 @@ class Opened:
         self._headers: list[Header] = []
         self._facts: list[InstanceFacts] = []
         self._slides: dict[int, tuple[Slide, int]] = {}  # index -> its slide, and its level there
-        self._paired, self._lock = False, threading.Lock()
+        self._paired, self._decoder = False, Decoder()
 
     def __len__(self) -> int:
         return len(self._headers)
@@ -80,7 +97,7 @@ class Opened:
         return self._headers[index]
 
     @contextmanager
-    def stream(self, index: int) -> Iterator[SealedReader]:
+    def stream(self, index: int) -> Iterator[ClearFile]:
         """The clear file of an instance, for as long as it is needed."""
         stream = self._opener.open(self._paths[index])
         try:
@@ -116,14 +133,15 @@ class Opened:
             slide, own = self._slides[index]
             rows, columns, _ = self.levels(index)[level]
             return slide.read(own + level, *(box if box != (0, 0, 0, 0) else (0, 0, columns, rows)))
-        image = self._headers[index].image
-        if image is None:
+        header = self._headers[index]
+        if header.image is None:
             raise Refusal(["record-malformed"], "an instance has no pixels")
         with self.stream(index) as stream:
-            return crop(read_frame(stream, image, frame), image, *box)
+            return crop(read_frame(stream, header, self._decoder, frame), header.image, *box)
 
     def close(self) -> None:
         self._close_slides()
+        self._decoder.close()
         self._headers, self._facts, self._paths, self._key = [], [], [], b""
 
     def _add(self, file: SealedFile) -> None:
@@ -139,8 +157,9 @@ class Opened:
 
     def _pair(self, members: list[int]) -> None:
         names = {self._headers[index].sop_uid: index for index in members}
+        forms = {index: self._headers[index].form for index in members}
         try:
-            slide = Slide({index: self._opener.open(self._paths[index]) for index in members}, names)
+            slide = Slide({index: self._opener.open(self._paths[index]) for index in members}, names, forms, self._decoder)
         except (Refusal, *PARSER_ERRORS):
             for index in members:
                 self._facts[index] = replace(self._facts[index], fault="slide-unreadable")
@@ -161,7 +180,7 @@ class Opened:
 
 
 @contextmanager
-def _opened(opener: Opener, path: str) -> Iterator[SealedReader]:
+def _opened(opener: Opener, path: str) -> Iterator[ClearFile]:
     stream = opener.open(path)
     try:
         yield stream
@@ -169,7 +188,7 @@ def _opened(opener: Opener, path: str) -> Iterator[SealedReader]:
         stream.close()
 
 
-def content_of(stream: SealedReader) -> str:
+def content_of(stream: ClearFile) -> str:
     """`sha256:…` of the data set of a file of PS3.10, in constant memory. Raises `Refusal` record-malformed."""
     head = bytearray()
     try:

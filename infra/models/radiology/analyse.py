@@ -20,7 +20,7 @@ from rapha.errors import RaphaError
 OUT = os.environ.get("RAPHA_OUT", "/out")
 SIDE = 256  # the longer side of an image as the network sees it
 STRIDE = 4
-THRESHOLD = 0.5
+THRESHOLD = 0.68
 SMALLEST = 32
 
 

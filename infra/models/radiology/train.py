@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from infra.hospital.scenes import Planted, scan
+from infra.hospital.scenes import Floats, Planted, scan
 from infra.models.package import write_model
 from infra.models.radiology.analyse import SIDE, STRIDE, Spots, find, prepared
 
@@ -23,7 +23,7 @@ DISTANCE = 8.0  # pixels of an image whose longer side is SIDE
 SHAPES = ((256, 256), (256, 208), (208, 256))
 
 
-def scene(random: np.random.Generator) -> tuple[np.ndarray, tuple[Planted, ...]]:  # type: ignore[type-arg]
+def scene(random: np.random.Generator) -> tuple[Floats, tuple[Planted, ...]]:
     """A scan with none to three lesions."""
     rows, columns = SHAPES[int(random.integers(len(SHAPES)))]
     return scan(random, rows, columns, int(random.integers(0, 4)))
@@ -65,7 +65,7 @@ def learn(network: nn.Module) -> None:
         chosen = torch.from_numpy(random.choice(SCENES, BATCH, replace=False))
         optimizer.zero_grad()
         value = loss(network(images[chosen]), wanted[chosen])
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if step % 100 == 0:

@@ -23,6 +23,7 @@ OUT = os.environ.get("RAPHA_OUT", "/out")
 COARSE = 0.016  # mm a pixel of the heat map's input
 FINE = 0.002  # mm a pixel of the close look
 PIECE, OVERLAP = 384, 48  # coarse pixels
+WIDEST = 4000  # pixels of a level that are asked for at once, across and down
 SQUARE = 160  # fine pixels
 STRIDE = 2
 SUSPICIOUS, CERTAIN = 0.35, 0.5
@@ -115,15 +116,14 @@ def find(
     scale = levels[0][1] / levels[coarse][1]
     places = sorted(((x * scale, y * scale, r * scale, c) for x, y, r, c in seen), key=lambda one: -one[3])
     chosen = distinct(places)
-    fine = level_for(levels, spacing, FINE)
     found = []
     for place, (x, y, radius, confidence) in enumerate(chosen):
         if place >= ALWAYS and confidence < SUSPICIOUS:
             break
-        certain = closely(network, read, fine, levels, spacing, (x, y))
+        certain = closely(network, read, levels[0], spacing, (x, y))
         if certain >= CERTAIN and confidence >= SUSPICIOUS:
             found.append((x, y, radius, certain))
-    return found, {coarse, fine}
+    return found, {0, coarse}
 
 
 def suspects(network: Nests, read: Read, level: int, box: "Box") -> list[tuple[float, float, float, float]]:
@@ -145,7 +145,8 @@ def pieces(size: tuple[int, int], spacing: float) -> Iterator[Box]:
     """(x, y, width, height, pixels of the level a coarse pixel, the part that is this piece's own) over a level."""
     rows, columns = size
     scale = max(1.0, COARSE / spacing)
-    step, margin = int(PIECE * scale), int(OVERLAP * scale)
+    margin = min(int(OVERLAP * scale), WIDEST // 4)
+    step = min(int(PIECE * scale), WIDEST - 2 * margin)
     for top in range(0, rows, step):
         for left in range(0, columns, step):
             x, y = max(0, left - margin), max(0, top - margin)
@@ -154,18 +155,12 @@ def pieces(size: tuple[int, int], spacing: float) -> Iterator[Box]:
             yield x, y, right - x, bottom - y, scale, own
 
 
-def closely(
-    network: Nests, read: Read, level: int, levels: list[tuple[int, int]], spacing: float, place: tuple[float, float]
-) -> float:
-    """Confidence of a nest around `place` (level 0), from a square of a fine level."""
-    shrink = levels[0][1] / levels[level][1]
-    side = min(round(SQUARE * FINE / (spacing * shrink)), *levels[level])
-    x, y = (
-        int(min(max(0, at / shrink - side / 2), size - side))
-        for at, size in ((place[0], levels[level][1]), (place[1], levels[level][0]))
-    )
+def closely(network: Nests, read: Read, size: tuple[int, int], spacing: float, place: tuple[float, float]) -> float:
+    """Confidence of a nest around `place`, from a square of the finest level."""
+    side = min(round(SQUARE * FINE / spacing), *size)
+    x, y = (int(min(max(0, at - side / 2), most - side)) for at, most in ((place[0], size[1]), (place[1], size[0])))
     with torch.no_grad():
-        return float(torch.sigmoid(network.fine(resized(tensor(read(level, (x, y, side, side))), (SQUARE, SQUARE)))))
+        return float(torch.sigmoid(network.fine(resized(tensor(read(0, (x, y, side, side))), (SQUARE, SQUARE)))))
 
 
 def distinct(places: list[tuple[float, float, float, float]]) -> list[tuple[float, float, float, float]]:
@@ -196,9 +191,7 @@ def findings_of(network: Nests, loader: RaphaDataLoader, index: int) -> tuple[li
     return found, {facts["levels"][level][2] for level in read}
 
 
-def _finding(
-    index: int, spot: tuple[float, float, float, float], size: tuple[int, int], spacing: float
-) -> dict[str, Any]:
+def _finding(index: int, spot: tuple[float, float, float, float], size: tuple[int, int], spacing: float) -> dict[str, Any]:
     x, y, radius, confidence = spot
     edge = x + radius if x + radius <= size[1] else x - radius
     return {

@@ -96,13 +96,15 @@ def coarse_loss(random: np.random.Generator, network: Nests, images: torch.Tenso
     weight = 1 + 20 * right[:, :1]
     heat = (functional.binary_cross_entropy_with_logits(answer[:, :1], right[:, :1], reduction="none") * weight).mean()
     radius = ((answer[:, 1:] - right[:, 1:2]).abs() * right[:, 2:]).sum() / (right[:, 2:].sum() + 1)
-    return heat + 0.05 * radius
+    whole: torch.Tensor = heat + 0.05 * radius
+    return whole
 
 
 def fine_loss(random: np.random.Generator, network: Nests, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     chosen = torch.from_numpy(random.choice(len(images), BATCH, replace=False))
     answer = network.fine(turned(random, images[chosen]))
-    return functional.binary_cross_entropy_with_logits(answer, labels[chosen])
+    loss: torch.Tensor = functional.binary_cross_entropy_with_logits(answer, labels[chosen])
+    return loss
 
 
 def train(part: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> None:
@@ -111,7 +113,7 @@ def train(part: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> None:
     for step in range(STEPS):
         optimizer.zero_grad()
         value = loss()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
