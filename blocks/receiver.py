@@ -1,0 +1,87 @@
+"""The receiver of C-MOVE, as a flow asks it. Verbs: message_id · expect · arrived · claim · close · unclaimed · commitment."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blocks.channel import Channel
+from blocks.dimse.services import Commitment
+from rapha.errors import PeerError
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """One received instance. sha256: of its data set as it was sent; conflict: it came with other content than before."""
+
+    sop_uid: str
+    sop_class: str
+    sha256: str
+    size: int
+    path: Path
+    conflict: bool
+
+
+class Receiver(Channel):
+    """A connection to the receiver. store: the folder that it keeps sealed files in."""
+
+    def __init__(self, path: Path, store: Path, *, timeout: float = 60.0) -> None:
+        super().__init__(path, peer="receiver", timeout=timeout)
+        self._store = store
+
+    def message_id(self) -> int:
+        """A message id that no other C-MOVE of this node uses now."""
+        return int(self.call("message_id")["message_id"])
+
+    def expect(self, originator: str, message_id: int, wanted: Sequence[str]) -> str:
+        """A ticket for the instances that a C-MOVE will bring."""
+        return str(self.call("expect", originator=originator, message_id=message_id, wanted=list(wanted))["ticket"])
+
+    def arrived(self, ticket: str) -> list[Arrived]:
+        """What has come for the ticket so far, and lies sealed on disk. Raises `Refusal(receiver-ticket-unknown)`."""
+        found: list[Arrived] = []
+        while True:
+            answer = self.call("arrived", ticket=ticket, start=len(found))
+            found += [self._one(entry) for entry in answer["arrived"]]
+            if len(found) >= int(answer["count"]) or not answer["arrived"]:
+                return found
+
+    def claim(self, ticket: str) -> None:
+        """They are in the register now."""
+        self.call("claim", ticket=ticket)
+
+    def forgo(self, ticket: str) -> None:
+        """Nobody waits for the ticket any more; what came stays, unclaimed."""
+        self.call("close", ticket=ticket)
+
+    def unclaimed(self) -> int:
+        return int(self.call("unclaimed")["count"])
+
+    def commitment(self, transaction: str, seconds: float) -> Commitment | None:
+        """The archive's report for a transaction, waited for; None when none came."""
+        until = time.monotonic() + seconds
+        while True:
+            report = self.call("commitment", transaction=transaction)["report"]
+            if report is not None:
+                failed = {str(uid): int(reason) for uid, reason in report["failed"].items()}
+                return Commitment(transaction, frozenset(report["kept"]) - frozenset(failed), failed)
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.05)
+
+    def _one(self, entry: Any) -> Arrived:
+        try:
+            file = str(entry["file"])
+            if "/" in file or file.startswith("."):
+                raise ValueError(file)
+            return Arrived(
+                str(entry["sop_instance"]),
+                str(entry["sop_class"]),
+                str(entry["sha256"]),
+                int(entry["size"]),
+                self._store / file,
+                entry["conflict"] is True,
+            )
+        except (KeyError, TypeError, ValueError):
+            raise PeerError("receiver-odd-answer", "the receiver's answer is not one to its verb", peer="receiver") from None
