@@ -76,7 +76,7 @@ class Applicability:
 
 def applicability(instances: Sequence[InstanceFacts], models: Sequence[Model]) -> Applicability:
     """Every instance is either read by at least one model or left out with a reason."""
-    reasons = {one.index: _never(one) for one in instances}
+    reasons = {one.index: unfit(one) for one in instances}
     reading = []
     for place, model in enumerate(models):
         indexes = tuple(one.index for one in instances if not reasons[one.index] and declares(model, one))
@@ -98,8 +98,8 @@ def kind_of(sop_class: str, modality: str) -> str:
     return by_class or _MODALITIES.get(modality, "")
 
 
-def _never(instance: InstanceFacts) -> str:
-    """A reason that holds for every model, or ""."""
+def unfit(instance: InstanceFacts) -> str:
+    """Why no model at all reads an instance, or ""."""
     if instance.own:
         return "own-report"
     return kind_of(instance.sop_class, instance.modality) or _flavour(instance) or instance.fault

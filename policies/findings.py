@@ -22,6 +22,7 @@ from rapha.errors import Refusal
 MAX_FINDINGS_FILE = 8 << 20
 MAX_POLYGON = 1000
 MAX_MEASUREMENTS = 16
+MAX_POINTS = 50_000  # of all findings together: they travel to the report in one message
 _POINTS = {"point": (1, 1), "circle": (2, 2), "polygon": (3, MAX_POLYGON)}
 
 
@@ -72,13 +73,34 @@ def read_findings(raw: bytes, model: Model, digest: str, images: Sequence[ImageS
     if type(value["version"]) is not int or value["version"] != 1 or value["model"] != said:
         raise _wrong("model")
     analysed, left_out = _instances(value["instances"], model, len(images))
-    listed = value["findings"]
-    if not isinstance(listed, list) or len(listed) > model.findings.most:
-        raise _wrong("count")
-    findings = tuple(_finding(one, model, images) for one in listed)
+    findings = read_listed(value["findings"], model, images)
     if any(one.index not in analysed for one in findings):
         raise _wrong("index")
     return Findings(frozenset(analysed), left_out, findings)
+
+
+def read_listed(listed: object, model: Model, images: Sequence[ImageShape]) -> tuple[Finding, ...]:
+    """The findings alone, on any of the images. Raises `Refusal` findings-…."""
+    if not isinstance(listed, list) or len(listed) > model.findings.most:
+        raise _wrong("count")
+    findings = tuple(_finding(one, model, images) for one in listed)
+    if sum(len(one.points) for one in findings) > MAX_POINTS:
+        raise _wrong("points")
+    return findings
+
+
+def to_json(model: Model, finding: Finding) -> dict[str, Any]:
+    """A finding in the form in which it is read."""
+    units = {one.name: one.unit.value for one in model.findings.measurements}
+    return {
+        "index": finding.index,
+        "frame": finding.frame,
+        "kind": finding.kind,
+        "confidence": finding.confidence,
+        "shape": finding.shape,
+        "points": [list(point) for point in finding.points],
+        "measurements": [{"name": one.name, "value": one.value, "unit": units[one.name]} for one in finding.measurements],
+    }
 
 
 def is_critical(model: Model, finding: Finding) -> bool:

@@ -21,7 +21,7 @@ from infra.hospital.scenes import Planted, scan, tissue
 from infra.hospital.slide import slide_instances
 
 Kind = Literal["ct", "dx", "sm"]
-SLICES, SLIDE_SIZE = 5, 2048
+SLICES, SLIDE_SIZE = 5, 1536
 _NAMES = ("Musterfrau^Erika", "Dupont^Noémie", "Lindqvist^Åsa", "Okonkwo^Chidi", "Papadaki^Eleni", "Novák^Jiří")
 
 

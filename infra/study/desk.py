@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from infra.study.opened import Opened
+from policies.applicability import unfit
 from rapha.errors import PeerError, Refusal
 from rapha.protocol import (
     ALL_FRAMES,
@@ -37,8 +38,9 @@ class Desk:
 
     def __init__(self, opened: Opened, indexes: tuple[int, ...]) -> None:
         opened.pair()
-        if any(opened.facts(index).fault or not opened.facts(index).same for index in indexes):
-            raise Refusal(["study-not-readable"], "an instance with a fault is not handed to a model")
+        # Whatever the flow asks for: a label, a report, a file that is not the one that arrived is never handed over.
+        if any(unfit(opened.facts(index)) or not opened.facts(index).same for index in indexes):
+            raise Refusal(["study-not-readable"], "an instance that no model may read is not handed over")
         self._opened, self._indexes = opened, indexes
         self._records = {index: record for record, index in enumerate(indexes)}
         self._frames: dict[int, set[int]] = {}
