@@ -1,8 +1,8 @@
 """The study reader: the process that opens what the receiver sealed. One connection is one study.
 
-Verbs: open · facts · attach · detach · counts · holds. What comes back is indexes, counts, digests and codes, and for each
-instance its SOP Instance UID, which the caller pairs with the archive's list and writes nowhere in clear. Closing the connection
-lets go of all that was held.
+Verbs: open · facts · attach · detach · counts · fetch · holds. What comes back is indexes, counts, digests and codes, and for
+each instance its SOP Instance UID, which the caller pairs with the archive's list and writes nowhere in clear. Closing the
+connection lets go of all that was held.
 """
 
 import dataclasses
@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blocks.archive import Listed
 from blocks.channel import Channel
+from blocks.receiver import Arrived
 from policies.applicability import InstanceFacts
 from rapha.errors import PeerError
 
 PAGE = 500  # files named in one request: a page stays well below the channel's frame
+FETCH_PAGE = 2000
 OPEN_SECONDS = 3600.0
+FETCH_SECONDS = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,21 @@ class StudyReader(Channel):
             raise _odd()
         return tuple(found)
 
+    def fetch(self, endpoint: str, study: str, wanted: Sequence[Listed]) -> list[Arrived]:
+        """Retrieves instances of a study by C-GET or WADO-RS, sealed as they come, in the form of the receiver's.
+
+        Raises `PeerError` of the archive, study-disk; `Refusal` study-fetch-by-move, study-no-endpoint.
+        """
+        found: list[Arrived] = []
+        for start in range(0, len(wanted), FETCH_PAGE):
+            page = [
+                {"sop_uid": one.sop_uid, "sop_class": one.sop_class, "series_uid": one.series_uid}
+                for one in wanted[start : start + FETCH_PAGE]
+            ]
+            answer = self.call("fetch", endpoint=endpoint, study=study, wanted=page, timeout=FETCH_SECONDS)
+            found += [_arrived(entry) for entry in answer.get("received", ())]
+        return found
+
     def attach(self, fds: Sequence[int], indexes: Sequence[int]) -> None:
         """Hands the reader its ends of the loader's sockets (at most 16), which are closed here. Records 0, 1, … are `indexes`.
 
@@ -115,6 +134,13 @@ def _instance(entry: object, index: int) -> OpenedInstance:
     if any(type(values[name]) is not kind for name, kind in fields.items()) or values["index"] != index:
         raise _odd()
     return OpenedInstance(entry["sop_uid"], InstanceFacts(**values))
+
+
+def _arrived(entry: object) -> Arrived:
+    names = {"sop_uid": str, "sop_class": str, "sha256": str, "size": int, "path": str, "conflict": bool}
+    if not isinstance(entry, dict) or {name: type(value) for name, value in entry.items()} != names:
+        raise _odd()
+    return Arrived(**{**entry, "path": Path(entry["path"])})
 
 
 def _count(value: object) -> int:

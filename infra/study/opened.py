@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from blocks.instances import SealedReader
 from blocks.part10 import MAX_META, read_meta
@@ -53,6 +53,11 @@ class Opener:
     def __init__(self, private: X25519PrivateKey, folders: Sequence[Path]) -> None:
         self._private = private
         self._folders = tuple(folder.resolve() for folder in folders)
+
+    @property
+    def public(self) -> X25519PublicKey:
+        """What this process seals to: itself."""
+        return self._private.public_key()
 
     def study(self) -> "Opened":
         return Opened(self)

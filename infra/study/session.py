@@ -1,20 +1,25 @@
-"""The study reader's verbs on its socket: open · attach · detach · counts · holds. One connection is one study."""
+"""The study reader's verbs: open · facts · attach · detach · counts · fetch · holds. One connection is one study."""
 
 import os
 import socket
 import stat
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from blocks.archive import Archive, Listed
 from infra.study.desk import Desk
+from infra.study.fetching import Fetching
 from infra.study.opened import Opened, Opener, SealedFile
 from rapha.canonical import is_digest
 from rapha.errors import PeerError, Refusal
 
 PAGE = 2000  # instances named in one message
 MAX_INSTANCES = 50_000
+MAX_WANTED = 5000  # instances fetched with one message
+Archives = Callable[[str], Archive]
 Answer = dict[str, Any]
 _SESSIONS: "weakref.WeakSet[StudySession]" = weakref.WeakSet()
 
@@ -22,8 +27,9 @@ _SESSIONS: "weakref.WeakSet[StudySession]" = weakref.WeakSet()
 class StudySession:
     """Serves one connection. Answers hold indexes, counts, digests and codes; an instance's UID where the caller must pair it."""
 
-    def __init__(self, opener: Opener) -> None:
-        self._opener = opener
+    def __init__(self, opener: Opener, archives: Archives | None = None, store: Path | None = None) -> None:
+        """archives: an endpoint's name -> its archive; store: the folder for what is fetched and for reports."""
+        self._opener, self._archives, self._store = opener, archives, store
         self._opened: Opened | None = None
         self._desk: Desk | None = None
         _SESSIONS.add(self)
@@ -83,6 +89,16 @@ class StudySession:
         _exact(message, set())
         return self._desk.counts() if self._desk else {"handed": 0, "unique": 0, "total": 0, "malformed": 0}
 
+    def do_fetch(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Retrieves instances of a study by C-GET or WADO-RS into sealed files."""
+        _close(fds)
+        _exact(message, {"endpoint", "study", "wanted"})
+        archive = self._archive(message["endpoint"])
+        if archive.method == "C-MOVE":
+            raise Refusal(["study-fetch-by-move"], "this endpoint is retrieved from by C-MOVE: ask the receiver")
+        fetching = Fetching(self._folder(), self._opener.public)
+        return {"received": fetching.run(archive, _text(message["study"]), _wanted(message["wanted"]))}
+
     def do_holds(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """How many studies are open in this process: for its health, and for whoever asks before a restart."""
         _close(fds)
@@ -93,6 +109,16 @@ class StudySession:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+
+    def _archive(self, name: object) -> Archive:
+        if self._archives is None or not isinstance(name, str):
+            raise Refusal(["study-no-endpoint"], "the study reader was started without endpoints")
+        return self._archives(name)
+
+    def _folder(self) -> Path:
+        if self._store is None:
+            raise Refusal(["study-no-store"], "the study reader was started without a folder to write into")
+        return self._store
 
     def _entry(self, index: int) -> Answer:
         held = self._held()
@@ -121,6 +147,21 @@ def _files(value: object) -> list[SealedFile]:
             raise _odd()
         files.append(SealedFile(one["path"], one["sha256"]))
     return files
+
+
+def _wanted(value: object) -> list[Listed]:
+    names = ("sop_uid", "sop_class", "series_uid")
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_WANTED:
+        raise _odd()
+    if not all(isinstance(one, dict) and set(one) == set(names) for one in value):
+        raise _odd()
+    return [Listed(*(_text(one[name]) for name in names)) for one in value]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 64:
+        raise _odd()
+    return value
 
 
 def _indexes(value: object, total: int) -> tuple[int, ...]:
