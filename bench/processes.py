@@ -41,6 +41,15 @@ def running_launcher(folder: Path, network: NodeNetwork) -> Iterator[Path]:
         yield path
 
 
+@contextmanager
+def running_study(folder: Path, key: Path, sealed: Path) -> Iterator[Path]:
+    """Socket of the real study reader, with the private key in `key`, over the sealed files in `sealed`."""
+    path = folder / "study.sock"
+    options = ["--socket", str(path), "--key-file", str(key), "--sealed", str(sealed)]
+    with _running([sys.executable, "-m", "infra.study", *options], dict(os.environ), None):
+        yield path
+
+
 def begin(reader: Reader, project: str, scope: Scope) -> None:
     """An attempt in the reader, with everything that the query selects allowed."""
     nonce = "ab" * 32
