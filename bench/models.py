@@ -1,4 +1,4 @@
-"""What a study costs to analyse: sealed files, study reader, sandbox, model; beside the same model on clear files, in a process."""
+"""What a study costs to analyse, sealed and in the sandbox, beside the same model on clear files in a process of its own."""
 
 import subprocess
 import sys
