@@ -122,6 +122,9 @@ class Desk:
     def _failure(self, members: tuple[int, ...], refusal: Refusal) -> Reply:
         if refusal.codes == ("record-too-large",):
             return Reply(TOO_LARGE)
+        if refusal.codes != ("record-malformed",):
+            # A sealed file that is gone or was changed is no image that cannot be decoded: the run ends, nothing is left out.
+            raise PeerError(refusal.codes[0], "a sealed file cannot be read any more", peer="study")
         with self._lock:
             self._failed.update(members)
         return Reply(MALFORMED)

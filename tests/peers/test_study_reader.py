@@ -148,6 +148,17 @@ def test_pixels_of_a_broken_compressed_frame_are_a_code_and_the_process_lives(ho
         assert (handed[0].failed, handed[0].frames, handed[1].failed, handed[1].frames) == (True, 0, False, 1)
 
 
+def test_a_file_that_goes_while_it_is_read_is_not_called_undecodable(hospital: Hospital) -> None:
+    files = hospital.seal([packaged("CT_small.dcm")])
+    with hospital.study() as reader:
+        reader.open(files)
+        files[0].path.unlink()
+        with loading(reader, [0]) as loader, pytest.raises(PeerError) as error:
+            loader.read(0)
+        assert error.value.codes == ("loader-gone",)
+        assert reader.detach()[0].failed is False
+
+
 def test_what_has_no_pixels_or_an_unknown_syntax_has_a_fault(hospital: Hospital) -> None:
     video = dcmread(io.BytesIO(packaged("MR_small_jp2klossless.dcm")))
     video.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"  # MPEG-4
