@@ -49,8 +49,11 @@ class Form:
         for name, value in self.values:
             setattr(bare, name, value)
         bare.NumberOfFrames = 1
-        bare.add_new(0x7FE00010, "OB", encapsulate([frame]))
-        bare["PixelData"].is_undefined_length = True
+        if UID(self.syntax).is_encapsulated:
+            bare.add_new(0x7FE00010, "OB", encapsulate([frame]))
+            bare["PixelData"].is_undefined_length = True
+        else:
+            bare.add_new(0x7FE00010, "OW", frame)
         bare.SOPClassUID = bare.SOPInstanceUID = UID("2.25.1")
         bare.file_meta = FileMetaDataset()
         bare.file_meta.TransferSyntaxUID = UID(self.syntax)

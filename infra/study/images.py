@@ -4,9 +4,10 @@ Compressed transfer syntaxes are read too, unlike in training: a clinical archiv
 are decoded in a process of their own (`infra.study.decoder`).
 """
 
+import io
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
@@ -102,12 +103,29 @@ def read_frame(stream: Stream, header: Header, decoder: Decoder, frame: int | No
     if image is None:
         raise malformed()
     if UID(header.transfer_syntax) in NATIVE:
-        return pixels(cast(BinaryIO, stream), image, frame)
+        return _native(stream, header, image, frame)
     if frame is not None or image.frames == 1:
         return _decoded(stream, header, image, decoder, frame or 0)
     if image.bytes > MAX_ARRAY:
         raise Refusal(["record-too-large"], "an array of this size is handed over by frames")
     return np.stack([_decoded(stream, header, image, decoder, number) for number in range(image.frames)])
+
+
+def _native(stream: Stream, header: Header, image: Image, frame: int | None) -> np.ndarray[Any, Any]:
+    """A frame of a multi-frame image is read where it lies, without going through a header of megabytes for each."""
+    explicit = header.transfer_syntax == ExplicitVRLittleEndian
+    length = image.bytes // image.frames
+    plain = explicit or header.transfer_syntax == ImplicitVRLittleEndian
+    halved = ("PhotometricInterpretation", "YBR_FULL_422") in header.form.values  # fewer bytes than its pixels say
+    stream.seek(header.pixels_at)
+    known = stream.read(4) == b"\xe0\x7f\x10\x00" and length * image.frames == image.bytes and image.bits_stored > 1
+    if frame is None or image.frames == 1 or not plain or halved or not known:
+        stream.seek(0)
+        return pixels(cast(BinaryIO, stream), image, frame)
+    stream.seek(header.pixels_at + (12 if explicit else 8) + frame * length)
+    raw = _bounded(stream, length)
+    one = replace(image, frames=1, bytes=length)
+    return pixels(io.BytesIO(header.form.file(raw)), one, None)
 
 
 def encoded_frame(stream: Stream, header: Header, frames: int, frame: int) -> bytes:
