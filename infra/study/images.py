@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 from pydicom.filereader import dcmread
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from blocks.part10 import FileMeta
 from infra.reader.decode import MAX_ARRAY, MAX_HEADER, PARSER_ERRORS, TAGS, Image, image_of, malformed, pixels, unmasked
 from infra.study.decoder import Decoder, Form
 from policies.applicability import SLIDE, InstanceFacts, kind_of
@@ -85,8 +86,13 @@ def session_key() -> bytes:
     return project_key(secrets.token_bytes(32), "reading")
 
 
-def read_header(stream: Stream, key: bytes) -> Header:
-    """The header, in bounded memory. Raises `Refusal` record-malformed for what has no readable header at all."""
+def read_header(stream: Stream, key: bytes, meta: FileMeta) -> Header:
+    """The header, in bounded memory. Raises `Refusal` record-malformed for what has no readable header at all.
+
+    A deflated data set (PS3.5 annex A.5) is not inflated: a few bytes of it may be any number.
+    """
+    if meta.transfer_syntax == DeflatedExplicitVRLittleEndian:
+        return _unread(meta)
     stream.budget = MAX_HEADER
     try:
         dataset = dcmread(cast(BinaryIO, stream), stop_before_pixels=True, specific_tags=_WANTED)
@@ -189,7 +195,7 @@ def _header(dataset: Dataset, key: bytes, pixels_at: int) -> Header:
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     sop_class, modality = _text(dataset, "SOPClassUID"), _text(dataset, "Modality")
     image, fault = _image(dataset, key, UID(syntax), kind_of(sop_class, modality))
-    slide = sop_class == SLIDE
+    slide = sop_class == SLIDE and "TotalPixelMatrixRows" in dataset
     kinds = dataset.get("ImageType") or ()
     kinds = [] if isinstance(kinds, str) else [str(kind).strip() for kind in kinds]
     return Header(
@@ -213,6 +219,15 @@ def _header(dataset: Dataset, key: bytes, pixels_at: int) -> Header:
         offsets=_offsets(dataset),
         attributes=image.attributes if image else {},
     )
+
+
+def _unread(meta: FileMeta) -> Header:
+    """What the file meta information alone says."""
+    bare = Dataset()
+    bare.SOPInstanceUID, bare.SOPClassUID = meta.sop_instance, meta.sop_class
+    bare.file_meta = FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = UID(meta.transfer_syntax)
+    return replace(_header(bare, b"", 0), fault="transfer-syntax")
 
 
 def _image(dataset: Dataset, key: bytes, syntax: UID, kind: str) -> tuple[Image | None, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from blocks.instances import SealedReader
-from blocks.part10 import MAX_META, read_meta
+from blocks.part10 import MAX_META, FileMeta, read_meta
 from infra.reader.decode import PARSER_ERRORS, crop
 from infra.study.decoder import Decoder
 from infra.study.images import Header, facts_of, read_frame, read_header, session_key
@@ -152,9 +152,9 @@ class Opened:
     def _add(self, file: SealedFile) -> None:
         index = len(self)
         with _opened(self._opener, file.path) as stream:
-            found = content_of(stream)
+            found, meta = content_of(stream)
             stream.seek(0)
-            header = read_header(stream, self._key)
+            header = read_header(stream, self._key, meta)
         same = found == file.sha256
         self._paths.append(file.path)
         self._headers.append(header)
@@ -193,8 +193,11 @@ def _opened(opener: Opener, path: str) -> Iterator[ClearFile]:
         stream.close()
 
 
-def content_of(stream: ClearFile) -> str:
-    """`sha256:…` of the data set of a file of PS3.10, in constant memory. Raises `Refusal` record-malformed."""
+def content_of(stream: ClearFile) -> tuple[str, FileMeta]:
+    """(`sha256:…` of the data set of a file of PS3.10, its meta information), in constant memory.
+
+    Raises `Refusal` record-malformed.
+    """
     head = bytearray()
     try:
         while (meta := read_meta(bytes(head))) is None:
@@ -207,4 +210,4 @@ def content_of(stream: ClearFile) -> str:
     total = hashlib.sha256(memoryview(head)[meta.length :])
     while block := stream.read(_CHUNK):
         total.update(block)
-    return "sha256:" + total.hexdigest()
+    return "sha256:" + total.hexdigest(), meta

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pydicom.dataset import Dataset
+from pydicom.uid import JPEG2000Lossless, RLELossless
 from safetensors.torch import load_file, save
 
 from blocks.launcher import Launcher
@@ -19,9 +20,9 @@ from blocks.study import OpenedInstance, StudyReader
 from infra.hospital.reading_cohort import Kind, identifiers, make_study, truth
 from infra.models.radiology.train import DISTANCE
 from infra.models.slides.train import DISTANCE as SLIDE_DISTANCE
-from rapha.errors import Refusal
+from rapha.errors import PeerError, Refusal
 from tasks.reading.analyse import AnalyseLimits, Analysis, _spec, analyse
-from tests.fixtures.studies import RADIOLOGY, SLIDE_PACKAGE
+from tests.fixtures.studies import RADIOLOGY, SLIDE_PACKAGE, facts
 from tests.fixtures.study_running import (
     Hospital,
     bare_limits,
@@ -86,6 +87,15 @@ def test_planted_lesions_are_found_where_they_are(hospital: Hospital, kind: Kind
         assert (analysis.analysed, analysis.left_out) == ({0, 2}, {1: "level-not-needed", 3: "slide-label"})
     counts = [handed for _, handed, _ in told]
     assert counts == sorted(counts) and counts[-1] == len(analysis.analysed)
+
+
+def test_a_study_in_jpeg_2000_gives_the_same_findings(hospital: Hospital) -> None:
+    study, packed = make_study("ct", 11, 2), make_study("ct", 11, 2)
+    for number, one in enumerate(packed):
+        one.compress(JPEG2000Lossless if number % 2 else RLELossless, generate_instance_uid=False)
+    plain, other = (run(hospital, instances, MODELS, full_limits()) for instances in (study, packed))
+    assert plain.findings >= 2 and plain.analysed == other.analysed
+    assert [one.findings for one in plain.results] == [one.findings for one in other.results]
 
 
 @pytest.mark.parametrize("kind", ["ct", "sm"])
@@ -231,3 +241,16 @@ def test_no_identifier_is_in_the_sandbox(hospital: Hospital, tmp_path: Path, kin
     assert json.dumps("MONOCHROME2" if kind == "dx" else "YBR_FULL_422") in seen, "it did see the attributes"
     assert [needle for needle in needles if needle in seen] == []
     assert not any(part in seen for needle in needles for part in needle.split("^") if len(part) >= 5 and not part.isdigit())
+
+
+def test_a_study_without_anything_to_read_starts_no_sandbox(tmp_path: Path) -> None:
+    report = facts(0, modality="SR", sop_class="1.2.840.10008.5.1.4.1.1.88.34")
+    nobody: Any = None
+    analysis = analyse(nobody, [report], tmp_path / "none.sock", MODELS, full_limits(), nothing)
+    assert (analysis.analysed, analysis.left_out, analysis.results) == (set(), {0: "structured-report"}, ())
+
+
+def test_a_launcher_that_is_gone_is_a_failed_peer(hospital: Hospital, tmp_path: Path, blank: list[Dataset]) -> None:
+    with hospital.opened(files_of(blank)) as (reader, instances), pytest.raises(PeerError) as error:
+        analyse(reader, [one.facts for one in instances], tmp_path / "none.sock", MODELS, full_limits(), nothing)
+    assert error.value.codes == ("launcher-unreachable",)

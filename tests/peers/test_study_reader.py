@@ -13,6 +13,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from wsidicom import WsiDicom
 
 from blocks.instances import SealedWriter
@@ -169,6 +170,26 @@ def test_what_has_no_pixels_or_an_unknown_syntax_has_a_fault(hospital: Hospital)
         assert [one.facts.fault for one in instances] == ["radiotherapy", "transfer-syntax", "structured-report"]
 
 
+def test_a_deflated_data_set_is_not_inflated(hospital: Hospital) -> None:
+    """A hundred megabytes of nothing in a file of a hundred kilobytes: its header stays closed."""
+    dataset = dcmread(io.BytesIO(packaged("CT_small.dcm")))
+    dataset.add_new(0x0040A160, "UT", " " * 100_000_000)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    raw = io.BytesIO()
+    dataset.save_as(raw)
+    assert len(raw.getvalue()) < 200_000
+    before = peak_of(hospital.reader_pid)
+    with hospital.opened([raw.getvalue()]) as (_, (one,)):
+        assert (one.facts.fault, one.facts.same, one.sop_uid) == ("transfer-syntax", True, str(dataset.SOPInstanceUID))
+    assert peak_of(hospital.reader_pid) - before < 50_000
+
+
+def peak_of(pid: int) -> int:
+    """Peak resident memory in kilobytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+
 def test_a_slide_is_read_by_levels_and_regions_as_from_clear_files(hospital: Hospital, tmp_path: Path) -> None:
     files = files_of(make_study("sm", 3, 1))
     for number, raw in enumerate(files):
@@ -245,7 +266,7 @@ def test_the_decoder_has_neither_network_nor_the_hospitals_files(hospital: Hospi
         root = Path(f"/proc/{decoder}/root")
         assert not (root / str(hospital.folder).lstrip("/")).exists()
         assert not any((root / name).exists() for name in ("etc", "var", "home", "tmp"))
-        held = [os.readlink(path) for path in Path(f"/proc/{decoder}/fd").iterdir()]
+        held = [str(path.readlink()) for path in Path(f"/proc/{decoder}/fd").iterdir()]
         assert sum(name.startswith("socket:") for name in held) == 1
 
 
