@@ -131,7 +131,7 @@ def reader_of(picture: Pixels) -> tuple[Callable[[int, tuple[int, int, int, int]
     return read, [(level.shape[0], level.shape[1]) for level in levels]
 
 
-def measure(network: Nests, *, seed: int = SEED + 1, slides: int = 40) -> tuple[float, float]:
+def measure(network: Nests, *, seed: int = SEED + 1, slides: int = 80) -> tuple[float, float]:
     """(share of planted nests found within DISTANCE, false findings a slide), on slides that it was not trained on."""
     random = np.random.default_rng(seed)
     found = all_planted = false = 0
