@@ -1,6 +1,7 @@
-"""`python -m infra.study --socket S --key-file PEM --sealed DIR [--sealed DIR …]`
+"""`python -m infra.study --socket S --key-file PEM --sealed DIR [--sealed DIR …] [--store DIR --profile YAML]`
 
-Prints `ready` once it serves. The private key (X25519, PKCS #8 in PEM, mode 0600) is read once.
+Prints `ready` once it serves. The private key (X25519, PKCS #8 in PEM, mode 0600) is read once. With --store, a folder for what
+it fetches, and --profile, whose endpoints are the only archives that it speaks with, it also retrieves by C-GET and WADO-RS.
 """
 
 import argparse
@@ -10,23 +11,44 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from blocks.archive import Archive
+from blocks.instances import sweep_unfinished
 from infra.daemon import serve
 from infra.reader.hardening import harden
 from infra.study.opened import Opener
-from infra.study.session import StudySession
-from rapha.errors import ConfigurationError
+from infra.study.session import Archives, StudySession
+from rapha.errors import ConfigurationError, Refusal
 
 
 def main() -> int:
     arguments = _arguments()
     harden("study")
     try:
-        opener = Opener(private_key(arguments.key_file), arguments.sealed)
+        folders = [*arguments.sealed, *([arguments.store] if arguments.store else [])]
+        opener = Opener(private_key(arguments.key_file), folders)
+        archives = archives_of(arguments.profile) if arguments.profile else None
     except ConfigurationError as error:
         print(", ".join(error.codes), file=sys.stderr)
         return error.exit_status
-    serve(arguments.socket, lambda: StudySession(opener), ready=lambda: print("ready", flush=True))
+    if arguments.store:
+        arguments.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep_unfinished(arguments.store)
+    serve(arguments.socket, lambda: StudySession(opener, archives, arguments.store), ready=lambda: print("ready", flush=True))
     return 0
+
+
+def archives_of(profile: Path) -> Archives:
+    """The archives of a profile, by their endpoints' names. Raises `ConfigurationError` profile-…"""
+    from blocks.profile import load_profile  # a study reader over the receiver's files alone needs no profile
+
+    endpoints = load_profile(profile).endpoints
+
+    def archive(name: str) -> Archive:
+        if name not in endpoints:
+            raise Refusal(["study-no-endpoint"], "the profile has no endpoint of this name")
+        return Archive(endpoints[name])
+
+    return archive
 
 
 def private_key(path: Path) -> X25519PrivateKey:
@@ -51,6 +73,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--key-file", type=Path, required=True, help="the private key that the receiver seals to")
     parser.add_argument("--sealed", type=Path, action="append", required=True, help="a folder in which sealed files may lie")
+    parser.add_argument("--store", type=Path, help="a folder of this process's own, for what it fetches")
+    parser.add_argument("--profile", type=Path, help="the reading service's profile, for its endpoints")
     return parser.parse_args()
 
 

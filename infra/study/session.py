@@ -99,6 +99,11 @@ class StudySession:
         fetching = Fetching(self._folder(), self._opener.public)
         return {"received": fetching.run(archive, _text(message["study"]), _wanted(message["wanted"]))}
 
+    def do_report(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Not built yet: the report of the open study, from its own headers (`infra.study.reports`)."""
+        _close(fds)
+        raise Refusal(["not-built"], "reports are not built yet")
+
     def do_holds(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """How many studies are open in this process: for its health, and for whoever asks before a restart."""
         _close(fds)
