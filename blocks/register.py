@@ -25,13 +25,12 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from sqlalchemy import Select, create_engine, delete, event, func, or_, select, update
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from blocks.database import RowConflict, database, locked, open_engine
 from blocks.register_rows import (
     AttemptRow,
     Base,
@@ -51,7 +50,7 @@ from blocks.register_rows import (
     status_of,
 )
 from rapha.declaration import Declaration
-from rapha.errors import ConfigurationError, PeerError, Refusal
+from rapha.errors import Refusal
 
 OPEN = ("submitted", "running", "crashed", "owing")
 CLAIMABLE = ("submitted", "crashed", "owing")
@@ -61,25 +60,13 @@ MAX_TRIES = 12
 End = Literal["done", "refused", "failed", "crashed", "cancelled"]
 
 
-class RowConflict(PeerError):
-    """A unique or foreign key would be broken."""
-
-
 class Register:
     """The register behind one database URL. Safe to share between threads; open one in each process."""
 
     def __init__(self, url: str) -> None:
         """Opens, and creates where it is missing. `url` as SQLAlchemy writes it: sqlite:////path or postgresql+psycopg://…"""
-        parsed = make_url(url)
-        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            raise ConfigurationError(["register-url"], "the register is SQLite or PostgreSQL")
-        if parsed.get_backend_name() == "sqlite":
-            _private_file(parsed.database)
-        self._engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
-        if parsed.get_backend_name() == "sqlite":
-            event.listen(self._engine, "connect", _sqlite_connect)
-            event.listen(self._engine, "begin", _sqlite_begin)
-        with _database():
+        self._engine = open_engine(url)
+        with database():
             Base.metadata.create_all(self._engine)
 
     @classmethod
@@ -94,7 +81,7 @@ class Register:
     @contextmanager
     def _session(self) -> Iterator[Session]:
         """One transaction: committed, durably, when the block ends, rolled back when it raises."""
-        with _database(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with database(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     # -- how a job comes in
@@ -170,7 +157,7 @@ class Register:
         """The oldest job that is owed (or `job`, if it is), with a lease, or None. Never the same to two workers."""
         with self._session() as session:
             wanted = select(JobRow).where(JobRow.state.in_(CLAIMABLE)).order_by(JobRow.created_at, JobRow.id).limit(1)
-            row = session.scalars(_locked(wanted if job is None else wanted.where(JobRow.id == job))).first()
+            row = session.scalars(locked(wanted if job is None else wanted.where(JobRow.id == job))).first()
             if row is None:
                 return None
             resumes = row.state == "owing"
@@ -206,7 +193,7 @@ class Register:
         with self._session() as session:
             lost = select(AttemptRow).where(AttemptRow.state == "running", AttemptRow.lease_until <= now)
             found = []
-            for attempt in session.scalars(_locked(lost)).all():
+            for attempt in session.scalars(locked(lost)).all():
                 row = session.get_one(JobRow, attempt.job)
                 _end(session, row, attempt, "cancelled" if row.cancel_asked else "crashed", ("lease-lost",), "node", now)
                 found.append(Lost(job=row.id, attempt=attempt.number, state=row.state, codes=tuple(row.codes.split())))
@@ -311,40 +298,6 @@ class Register:
         with self._session() as session:
             rows = session.scalars(select(DeadLetterRow).where(DeadLetterRow.resolved_at.is_(None)).order_by(DeadLetterRow.id))
             return [letter_of(row) for row in rows.all()]
-
-
-@contextmanager
-def _database() -> Iterator[None]:
-    """A failing database is a failing peer; the driver's own words may quote a row and go no further."""
-    try:
-        yield
-    except IntegrityError:
-        raise RowConflict("register-conflict", "a row of the register is in the way", peer="register") from None
-    except SQLAlchemyError as error:
-        kind = type(error).__name__
-        raise PeerError("register-unavailable", f"the register's database failed ({kind})", peer="register") from None
-
-
-def _private_file(database: str | None) -> None:
-    if not database or database == ":memory:":
-        raise ConfigurationError(["register-url"], "the register needs a file: one in memory is not durable")
-    Path(database).touch(mode=0o600)
-
-
-def _sqlite_connect(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # the "begin" listener begins; the driver must not
-    cursor = connection.cursor()
-    for pragma in ("busy_timeout=15000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _sqlite_begin(connection: Any) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")  # one writer from the first read on: claims cannot cross
-
-
-def _locked(wanted: Select[Any]) -> Select[Any]:
-    return wanted.with_for_update(skip_locked=True)  # PostgreSQL; SQLite has the whole file locked already
 
 
 def _open_jobs(session: Session, owner: str) -> int:

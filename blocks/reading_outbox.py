@@ -1,0 +1,130 @@
+"""The outbox of notices: written with the state change they speak of, delivered after it, acknowledged by a person, escalated."""
+
+import json
+import random
+from collections.abc import Sequence
+
+from sqlalchemy import case, or_, select
+from sqlalchemy.orm import Session
+
+from blocks.database import locked
+from blocks.reading_rows import DueNotice, Notice, NoticeRow, StudyRow
+from blocks.reading_shelf import Shelf
+from rapha.errors import Refusal
+
+MAX_SENDS = 12
+CRITICAL_FIRST = case((NoticeRow.kind == "critical", 0), else_=1)
+
+
+class Outbox(Shelf):
+    """The notices' part of the register. States: waiting, sent, dead (no channel took it), acknowledged."""
+
+    def due_notices(self, now: int, *, limit: int = 50, hold: int = 120) -> list[DueNotice]:
+        """What is to be sent, critical first, for this caller alone: for `hold` seconds nobody else is given it."""
+        with self._session() as session:
+            due = select(NoticeRow).where(NoticeRow.state == "waiting", NoticeRow.next_at <= now)
+            rows = session.scalars(locked(due.order_by(CRITICAL_FIRST, NoticeRow.id).limit(limit))).all()
+            for row in rows:
+                row.next_at = now + hold
+            return [_due(row) for row in rows]
+
+    def notice_sent(self, notice: int, now: int, *, escalate_at: int | None = None) -> None:
+        """A channel took it. escalate_at: when the next person is told unless somebody acknowledges."""
+        with self._session() as session:
+            row = _notice(session, notice)
+            if row.state != "acknowledged":
+                row.state, row.sent_at, row.code, row.escalate_at = "sent", now, "", escalate_at
+
+    def notice_failed(self, notice: int, code: str, now: int) -> str:
+        """It was not taken: again after an exponential wait with jitter (5 s to 1 h), dead after MAX_SENDS. Its state."""
+        with self._session() as session:
+            row = _notice(session, notice)
+            if row.state == "waiting":
+                row.tries, row.code = row.tries + 1, code[:128]
+                row.next_at = now + int(min(3600, 5 * 2**row.tries) * random.uniform(0.5, 1.0))  # noqa: S311  # spread, not secrecy
+                row.state = "dead" if row.tries >= MAX_SENDS else "waiting"
+            return row.state
+
+    def acknowledge(self, notice: int, person: str, now: int) -> bool:
+        """A person has it; whether this was the first word of it. `Refusal` notice-unknown, person-missing, notice-not-sent."""
+        if not person.strip():
+            raise Refusal(["person-missing"], "a notice is acknowledged by a person")
+        with self._session() as session:
+            row = _notice(session, notice)
+            if row.state == "acknowledged":
+                return False
+            if row.sent_at is None and row.state != "dead":
+                raise Refusal(["notice-not-sent"], "the notice was not sent yet")
+            row.state, row.acknowledged_at, row.acknowledged_by, row.escalate_at = "acknowledged", now, person[:128], None
+            return True
+
+    def escalations(self, now: int) -> list[DueNotice]:
+        """Critical notices that nobody acknowledged in time, and those that no channel took."""
+        with self._session() as session:
+            late = (NoticeRow.state == "sent") & (NoticeRow.escalate_at <= now)
+            wanted = select(NoticeRow).where(NoticeRow.kind == "critical", or_(late, NoticeRow.state == "dead"))
+            return [_due(row) for row in session.scalars(wanted.order_by(NoticeRow.id)).all()]
+
+    def escalate(self, notice: int, level: int, now: int) -> bool:
+        """To be sent to the next person. level: as it was seen; False where somebody escalated or acknowledged meanwhile."""
+        with self._session() as session:
+            row = _notice(session, notice)
+            if row.level != level or row.state not in ("sent", "dead"):
+                return False
+            row.level, row.state, row.tries, row.next_at, row.escalate_at = level + 1, "waiting", 0, now, None
+            return True
+
+    def notices(self, row: int | None = None) -> list[DueNotice]:
+        """Every notice (of one study), oldest first."""
+        with self._session() as session:
+            wanted = select(NoticeRow).order_by(NoticeRow.id)
+            mine = wanted if row is None else wanted.where(NoticeRow.study == row)
+            return [_due(one) for one in session.scalars(mine).all()]
+
+
+def write_notices(session: Session, row: StudyRow, notices: Sequence[Notice], now: int) -> None:
+    """Inside the caller's transaction. One kind, group and template is told once in each opening, however often repeated."""
+    for one in notices:
+        same = select(NoticeRow.id).where(
+            NoticeRow.study == row.id,
+            NoticeRow.opening == row.opening,
+            NoticeRow.kind == one.kind,
+            NoticeRow.recipient_group == one.recipient_group,
+            NoticeRow.template == one.template,
+        )
+        if session.scalars(same).first() is None:
+            session.add(
+                NoticeRow(
+                    study=row.id,
+                    opening=row.opening,
+                    kind=one.kind,
+                    recipient_group=one.recipient_group,
+                    template=one.template,
+                    facts=json.dumps(one.facts, sort_keys=True),
+                    created_at=now,
+                    next_at=now,
+                )
+            )
+            session.flush()
+
+
+def _notice(session: Session, notice: int) -> NoticeRow:
+    row = session.get(NoticeRow, notice, with_for_update=True)
+    if row is None:
+        raise Refusal(["notice-unknown"], "no notice has this number")
+    return row
+
+
+def _due(row: NoticeRow) -> DueNotice:
+    return DueNotice(
+        id=row.id,
+        row=row.study,
+        kind=row.kind,
+        recipient_group=row.recipient_group,
+        template=row.template,
+        facts=json.loads(row.facts),
+        state=row.state,
+        level=row.level,
+        tries=row.tries,
+        created_at=row.created_at,
+    )

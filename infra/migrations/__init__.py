@@ -1,0 +1,1 @@
+"""The reading register's schema, one revision a file. Opening a register brings its database to the newest."""
