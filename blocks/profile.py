@@ -1,0 +1,270 @@
+"""The reading service's profile: a YAML file in, frozen settings out; everything that is wrong is named with its line.
+
+Only the keys of `SCHEMA` exist. A secret does not stand in the file: a value of a secret key is `env:NAME` or `file:PATH`. Tags,
+aliases and repeated keys are refused, so that what is read is what a person sees.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from blocks.endpoint import Endpoint, Retrieve, Store, TlsSettings, TlsVersion
+from blocks.settings import is_loopback
+from policies.gate import Mode
+from rapha.errors import ConfigurationError
+from rapha.files import read_regular
+
+MAX_PROFILE = 1 << 20
+SECRETS = frozenset({"dicomweb_token"})
+PRIORITIES = ("urgent", "high", "medium", "low")
+Kind = type | tuple[str, ...]
+_ENDPOINT: dict[str, Kind] = {
+    "host": str,
+    "port": int,
+    "ae_title": str,
+    "calling_ae_title": str,
+    "vendor": str,
+    "dicomweb_url": str,
+    "dicomweb_token": str,
+    "retrieve": get_args(Retrieve),
+    "store": get_args(Store),
+    "move_destination": str,
+    "max_results": int,
+}
+# section -> key -> kind. `pacs_endpoints` and `notifications` hold named groups of such keys.
+SCHEMA: dict[str, dict[str, Kind]] = {
+    "pacs_endpoints.*": _ENDPOINT,
+    "security": {
+        "tls_enabled": bool,
+        "tls_version": get_args(TlsVersion),
+        "cert_file": str,
+        "key_file": str,
+        "ca_bundle": str,
+        "mutual_auth": bool,
+    },
+    "workflow": {
+        "automated_polling": bool,
+        "polling_interval_seconds": int,
+        "max_concurrent_studies": int,
+        "priority_levels": list,
+        "batch_size": int,
+        "worker_threads": int,
+    },
+    "audit": {"enabled": bool, "log_directory": str, "retention_years": int, "encryption_enabled": bool},
+    "notifications.email": {"enabled": bool, "smtp_server": str, "smtp_port": int, "from_address": str},
+    "notifications.sms": {"enabled": bool, "provider": str},
+    "notifications.hl7": {"enabled": bool, "server": str, "port": int},
+    "performance": {"connection_pool_size": int, "connection_timeout_seconds": int, "max_retries": int},
+    "cache": {"enabled": bool, "directory": str, "max_size_gb": int, "ttl_hours": int},
+}
+BOUNDS = {
+    "port": (0, 65535),
+    "smtp_port": (1, 65535),
+    "polling_interval_seconds": (1, 86400),
+    "max_concurrent_studies": (1, 50),
+    "batch_size": (1, 1000),
+    "worker_threads": (1, 64),
+    "retention_years": (1, 10),
+    "connection_pool_size": (1, 64),
+    "connection_timeout_seconds": (1, 600),
+    "max_retries": (0, 10),
+    "max_size_gb": (1, 1 << 20),
+    "ttl_hours": (1, 1 << 20),
+    "max_results": (1, 1_000_000),
+}
+NOT_BUILT = (
+    "notifications.sms",
+    "notifications.hl7",
+)  # switched on, they refuse: nobody is to rely on a channel that is not there
+AE_TITLE = 16  # characters (PS3.5 section 6.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """mode; endpoints by name, in the order of the file; `values`: every other key as given, "section.key" -> value."""
+
+    mode: Mode
+    endpoints: Mapping[str, Endpoint]
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Profile({self.mode}, {', '.join(self.endpoints)})"
+
+
+class _Problems:
+    """What is wrong, code by code, each with the place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.found = path, dict[str, str]()
+
+    def add(self, code: str, said: str, node: yaml.Node | None = None) -> None:
+        line = f" (line {node.start_mark.line + 1})" if node is not None else ""
+        self.found.setdefault(code, f"{self._path.name}: {said}{line}")
+
+    def stop(self) -> None:
+        if self.found:
+            raise ConfigurationError(sorted(self.found), "; ".join(self.found[code] for code in sorted(self.found)))
+
+
+def load_profile(path: Path, environment: Mapping[str, str] = os.environ) -> Profile:
+    """The profile at `path`, or `ConfigurationError` profile-… with a code for each kind of fault, naming key and line.
+
+    Production (`RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION=true`) wants TLS with certificates on both sides and refuses loopback
+    hosts; development takes nothing but loopback.
+    """
+    problems = _Problems(path)
+    root = _composed(read_regular(path, MAX_PROFILE, "profile-unreadable"), problems)
+    problems.stop()
+    values = dict(_leaves(root, "", problems))
+    problems.stop()
+    mode: Mode = "production" if environment.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") == "true" else "development"
+    _judge(values, mode, problems)
+    problems.stop()
+    plain = {name: value for name, (value, _) in values.items()}
+    tls = _tls(plain) if plain.get("security.tls_enabled") else None
+    names = dict.fromkeys(name.split(".")[1] for name in plain if name.startswith("pacs_endpoints."))
+    endpoints = {name: _endpoint(name, plain, tls, environment) for name in names}
+    return Profile(mode=mode, endpoints=endpoints, values={n: v for n, v in plain.items() if not n.startswith("pacs_endpoints.")})
+
+
+def _composed(raw: bytes, problems: _Problems) -> yaml.Node | None:
+    if len(raw) > MAX_PROFILE:
+        problems.add("profile-unreadable", "longer than any profile")
+        return None
+    try:
+        events = list(yaml.parse(raw.decode(), Loader=yaml.SafeLoader))
+        if any(isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) for event in events):
+            problems.add("profile-yaml", "tags and aliases are not used in a profile")
+            return None
+        return yaml.compose(raw.decode(), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        problems.add("profile-yaml", "not YAML" + (f" at line {mark.line + 1}" if mark else ""))
+        return None
+
+
+def _leaves(node: yaml.Node | None, prefix: str, problems: _Problems) -> Iterator[tuple[str, tuple[Any, yaml.Node]]]:
+    """(full name, (value, where)) of every key that the schema knows; each other one is a problem."""
+    if not isinstance(node, yaml.MappingNode):
+        problems.add("profile-shape", f"{prefix or 'the file'} must be a table of keys", node)
+        return
+    seen: set[str] = set()
+    for key, below in node.value:
+        name = f"{prefix}.{key.value}" if prefix else str(key.value)
+        if key.value in seen:
+            problems.add("profile-repeated-key", f"{name} stands twice", key)
+        seen.add(key.value)
+        pattern = _pattern(name)
+        if pattern is None:
+            problems.add("profile-unknown-key", f"{name} is no key of a profile", key)
+        elif isinstance(pattern, str):
+            yield from _leaves(below, name, problems)
+        else:
+            value = _value(name, pattern[0], below, problems)
+            if value is not None:
+                yield name, (value, key)
+
+
+def _pattern(name: str) -> str | tuple[Kind] | None:
+    """A group's name, or (the key's kind,), or None for what does not exist."""
+    section, _, key = name.rpartition(".")
+    wild = "pacs_endpoints.*" if section.startswith("pacs_endpoints.") and section.count(".") == 1 else section
+    if wild in SCHEMA and key in SCHEMA[wild]:
+        return (SCHEMA[wild][key],)
+    groups = {*SCHEMA, *(group.split(".")[0] for group in SCHEMA)} - {"pacs_endpoints.*"}
+    return name if name in groups or section == "pacs_endpoints" else None
+
+
+def _value(name: str, kind: Kind, node: yaml.Node, problems: _Problems) -> Any:
+    value = yaml.SafeLoader("").construct_object(node, deep=True)
+    key = name.rpartition(".")[2]
+    if isinstance(kind, tuple):
+        if value not in kind:
+            problems.add("profile-value", f"{name} must be one of {', '.join(kind)}", node)
+            return None
+    elif type(value) is not kind:
+        problems.add("profile-type", f"{name} must be {_called(kind)}", node)
+        return None
+    if key in BOUNDS and not BOUNDS[key][0] <= value <= BOUNDS[key][1]:
+        problems.add("profile-value", f"{name} must lie between {BOUNDS[key][0]} and {BOUNDS[key][1]}", node)
+    if key in SECRETS and not str(value).startswith(("env:", "file:")):
+        problems.add("profile-secret-in-clear", f"{name} must be env:NAME or file:PATH", node)
+    if key.endswith("ae_title") and not (0 < len(value) <= AE_TITLE and value.isascii() and value.isprintable()):
+        problems.add("profile-value", f"{name} must be 1 to {AE_TITLE} ASCII characters", node)
+    return value
+
+
+def _called(kind: type) -> str:
+    return {str: "a text", int: "a whole number", bool: "true or false", list: "a list"}[kind]
+
+
+def _judge(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _Problems) -> None:
+    """The rules between keys."""
+    names = {name.split(".")[1] for name in values if name.startswith("pacs_endpoints.")}
+    if "primary" not in names:
+        problems.add("profile-no-primary", "pacs_endpoints needs an endpoint `primary`")
+    for name in sorted(names):
+        for key in ("host", "port", "ae_title", "calling_ae_title"):
+            if f"pacs_endpoints.{name}.{key}" not in values:
+                problems.add("profile-missing-key", f"pacs_endpoints.{name}.{key} is missing")
+    levels = values.get("workflow.priority_levels")
+    if levels and tuple(levels[0]) != PRIORITIES:
+        problems.add("profile-value", f"workflow.priority_levels are {', '.join(PRIORITIES)}, in this order", levels[1])
+    for channel in NOT_BUILT:
+        on = values.get(f"{channel}.enabled")
+        if on and on[0]:
+            problems.add("not-built", f"{channel} is not built yet: switch it off", on[1])
+    tls = values.get("security.tls_enabled", (False, None))[0]
+    if tls and not {"security.ca_bundle", "security.cert_file", "security.key_file"} <= set(values):
+        problems.add("profile-missing-key", "security needs ca_bundle, cert_file and key_file where tls_enabled is true")
+    if mode == "production" and (not tls or values.get("security.mutual_auth", (True, None))[0] is False):
+        problems.add("profile-clear-dicom", "production needs tls_enabled and mutual_auth")
+    _judge_hosts(values, mode, problems)
+
+
+def _judge_hosts(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _Problems) -> None:
+    for name, (value, node) in values.items():
+        url = value if name.endswith(".dicomweb_url") else f"tcp://{value}" if name.endswith(".host") else None
+        if url is None or not value:
+            continue
+        if is_loopback(url) is (mode == "production"):
+            said = "names this machine; production needs the real archive" if mode == "production" else "is not this machine"
+            problems.add("profile-host", f"{name} {said}", node)
+        if mode == "production" and url.startswith("http:"):
+            problems.add("profile-clear-dicom", f"{name} must be https in production", node)
+
+
+def _tls(plain: Mapping[str, Any]) -> TlsSettings:
+    return TlsSettings(
+        ca_bundle=Path(plain["security.ca_bundle"]),
+        cert_file=Path(plain["security.cert_file"]),
+        key_file=Path(plain["security.key_file"]),
+        version=plain.get("security.tls_version", "TLS_1_3"),
+        mutual_auth=plain.get("security.mutual_auth", True),
+    )
+
+
+def _endpoint(name: str, plain: Mapping[str, Any], tls: TlsSettings | None, environment: Mapping[str, str]) -> Endpoint:
+    prefix = f"pacs_endpoints.{name}."
+    own = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    if "dicomweb_token" in own:
+        own["dicomweb_token"] = _secret(own["dicomweb_token"], environment)
+    if timeout := plain.get("performance.connection_timeout_seconds"):
+        own["connect_seconds"] = float(timeout)
+    return Endpoint(name=name, tls=tls, **own)
+
+
+def _secret(reference: str, environment: Mapping[str, str]) -> str:
+    kind, _, where = reference.partition(":")
+    found = (
+        environment.get(where, "")
+        if kind == "env"
+        else read_regular(Path(where), 4096, "profile-secret-missing").decode().strip()
+    )
+    if not found:
+        raise ConfigurationError(["profile-secret-missing"], f"{reference} holds no secret")
+    return found
