@@ -30,6 +30,7 @@ COMMANDS = {
         "accession and record.",
         "pacs": "The archive, by hand. These commands show identifiers: for the hospital's side alone.",
     },
+    "queue": {"queue": "What waits; move a study up or down."},
     "reading": READING,
     "scan": {"scan": "Scan an OCI image layout, an image archive or a source folder for anything that could reach a network."},
     "serve": {

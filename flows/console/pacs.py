@@ -6,29 +6,40 @@ import json
 import os
 import re
 import sys
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
+from pydicom import dcmread
 from pydicom.datadict import dictionary_keyword, tag_for_keyword
+from pydicom.errors import InvalidDicomError
 
+from blocks.archive import Archive, Capabilities, Listed, attributes_digest
+from blocks.dimse.services import ToStore
+from blocks.endpoint import Endpoint
 from blocks.pacs import Answer, DicomWeb, value_of
+from blocks.part10 import MAX_META, read_meta
+from blocks.profile import load_profile
 from policies.manifest import MAX_MANIFEST, read_manifest
 from policies.minimise import minimise_counted, project_key
 from rapha.canonical import parse
 from rapha.console.app import AsJson, Result, group
-from rapha.errors import ConfigurationError, Refusal
+from rapha.errors import ConfigurationError, PeerError, Refusal
 from rapha.files import read_regular
-from tasks.shared.collect import save_instances
+from tasks.shared import probe as probing
+from tasks.shared.collect import save_by_get, save_instances
 
 MAX_INPUT = 64 << 20
 NO_PROJECT = "no-project"  # pseudonyms that join to no project's
 UNIQUE = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
 Level = Literal["study", "series", "instance"]
-Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name; `primary` is RAPHA_DICOMWEB_BASE_URL.")]
+Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name in the profile; without one, `primary`.")]
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_FIELDS = ("00100020", "00080060", "00080020", "00180015")
 _SHOWN = ("StudyDate", "Modality", "ModalitiesInStudy", "BodyPartExamined", "PatientID", "PatientName", "AccessionNumber")
 
 
@@ -79,14 +90,28 @@ def find(*keys: str, pacs: Pacs = "primary", level: Level = "study", limit: int 
     filters = _filters(keys)
     archive = _archive(pacs)
     if level == "study":
-        found = archive.list_studies(filters, ("ModalitiesInStudy",), limit=limit)
+        found = _studies(archive, filters, limit)
     else:
-        fields = ("0020000D", "0020000E", "00080018", "00100020", "00080060", "00080020", "00180015")
-        listed = archive.list_instances(filters, fields)
-        found = list({value_of(answer, UNIQUE[level]): answer for answer in listed}.values())[:limit]
+        found = list({value_of(answer, UNIQUE[level]): answer for answer in _below(archive, filters)}.values())[:limit]
     rows = [_row(answer, level) for answer in found]
     lines = ["  ".join(f"{name}={value}" for name, value in row.items()) for row in rows]
     return Result({"level": level, "count": len(rows), "found": rows}, lines or ["nothing found"])
+
+
+def _studies(archive: Archive, filters: dict[str, str], limit: int) -> list[Answer]:
+    if archive.endpoint.port:
+        return archive.find_studies(filters)[:limit]
+    return _web(archive).list_studies(filters, ("ModalitiesInStudy",), limit=limit)
+
+
+def _below(archive: Archive, filters: dict[str, str]) -> list[Answer]:
+    """Every instance of what matches. DIMSE asks from the study down: not every archive is relational."""
+    if not archive.endpoint.port:
+        return _web(archive).list_instances(filters, ("0020000D", "0020000E", "00080018", *_FIELDS))
+    found: list[Answer] = []
+    for study in archive.find_studies(filters):
+        found += [{**study, **image} for image in archive.find_instances(value_of(study, UNIQUE["study"]))]
+    return found
 
 
 def retrieve(
@@ -98,7 +123,7 @@ def retrieve(
     pacs: Pacs = "primary",
     as_json: AsJson = False,
 ) -> Result:
-    """Retrieve a study, a series or an instance into the folder OUT, as the archive stores it.
+    """Retrieve a study, a series or an instance into the folder OUT, by WADO-RS or C-GET.
 
     Example: `rapha pacs retrieve 1.2.840.1.2.3 --out ./study --pacs primary`
 
@@ -116,54 +141,116 @@ def retrieve(
         raise ConfigurationError(["series-missing"], "an instance is asked for with its series")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigurationError(["folder-not-empty"], f"{out} is no empty folder")
-    files, size = save_instances(_archive(pacs), study, series, instance, out)
+    archive = _archive(pacs)
+    if archive.method == "C-MOVE" and archive.endpoint.retrieve == "C-MOVE":
+        said = "C-MOVE sends to the node's receiver, not into a folder: use an endpoint with C-GET or WADO-RS"
+        raise ConfigurationError(["retrieve-needs-receiver"], said)
+    if archive.method == "WADO-RS":
+        files, size = save_instances(_web(archive), study, series, instance, out)
+    else:
+        files, size = save_by_get(archive, study, series, instance, out)
     return Result({"files": files, "bytes": size, "out": str(out)}, [f"{files} instances, {size} bytes in {out}"])
 
 
 def echo(*, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
-    """Verify an endpoint (C-ECHO). Not built yet.
+    """Verify an endpoint: C-ECHO, or the least question to its DICOMweb side.
 
     Example: `rapha pacs echo --pacs primary`
     """
-    raise _not_built()
+    archive, began = _archive(pacs), time.monotonic()
+    archive.echo()
+    took = round(1000 * (time.monotonic() - began))
+    by = "C-ECHO" if archive.endpoint.port else "QIDO-RS"
+    secure = "TLS" if archive.endpoint.tls else "in clear"
+    return Result({"pacs": pacs, "answered": True, "by": by, "ms": took}, [f"{pacs} answered {by} in {took} ms ({secure})"])
 
 
 def probe(*, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
-    """Write an endpoint's capability record. Not built yet.
+    """Ask an endpoint what it can do, and write its capability record; the node chooses by it how to retrieve.
 
     Example: `rapha pacs probe --pacs primary`
     """
-    raise _not_built()
+    archive = _archive(pacs)
+    record = probing.probe(archive, int(time.time()))
+    path = probing.write_record(_capabilities(), record)
+    lines = [f"services: {', '.join(record['services']) or 'none'}", f"stores: {', '.join(record['stores']) or 'none'}"]
+    return Result({**record, "written": str(path)}, [*lines, f"written to {path}"])
 
 
 def store(*files: Path, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
-    """Store DICOM files at an endpoint. Not built yet.
+    """Store DICOM files at an endpoint, by C-STORE or STOW-RS. Exit 4 when it refuses one.
 
     Example: `rapha pacs store report.dcm --pacs primary`
     """
-    raise _not_built()
+    archive, outcomes = _archive(pacs), list[str]()
+    for study, objects in _by_study(files).items():
+        outcomes += archive.store(study, objects).values()
+    counts = dict(Counter(outcomes))
+    return Result({"pacs": pacs, **counts}, [f"{count} {outcome}" for outcome, count in counts.items()])
 
 
 def commit(*files: Path, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
-    """Ask an endpoint to commit to what it was sent. Not built yet.
+    """Have an endpoint show that it holds these files: each is read back, and every attribute compared. Exit 3 when one is not.
 
     Example: `rapha pacs commit report.dcm --pacs primary`
     """
-    raise _not_built()
+    archive, kept, lost = _archive(pacs), 0, 0
+    for study, objects in _by_study(files).items():
+        for one in objects:
+            series = str(dcmread(one.path, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True).SeriesInstanceUID)
+            found = archive.read_back(study, Listed(one.sop_instance, one.sop_class, series))
+            same = found is not None and found == attributes_digest(one.path.read_bytes())
+            kept, lost = kept + same, lost + (not same)
+    if lost:
+        raise Refusal(["not-committed"], f"the archive does not hold {lost} of {kept + lost} files as they are", gate="pacs")
+    return Result({"pacs": pacs, "held": kept}, [f"{pacs} holds {kept} files, every attribute the same"])
 
 
-def _not_built() -> Refusal:
-    return Refusal(["not-built"], "this comes with the reading service, which is not built yet", gate="pacs")
+def _by_study(files: Sequence[Path]) -> dict[str, list[ToStore]]:
+    if not files:
+        raise ConfigurationError(["file-missing"], "name at least one DICOM file")
+    found: dict[str, list[ToStore]] = {}
+    for path in files:
+        try:
+            meta = read_meta(read_regular(path, MAX_META, "file-unreadable"))
+            study = str(dcmread(path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
+        except (PeerError, InvalidDicomError, AttributeError, ValueError, EOFError):
+            meta = None
+        if meta is None:
+            raise ConfigurationError(["file-not-dicom"], f"{path} is no DICOM file (PS3.10)")
+        found.setdefault(study, []).append(ToStore(path, meta.sop_class, meta.sop_instance, meta.transfer_syntax))
+    return found
 
 
-def _archive(name: str) -> DicomWeb:
+def _capabilities() -> Path:
+    state = os.environ.get("RAPHA_STATE_DIR", "").strip()
+    if not state:
+        raise ConfigurationError(["missing-state-dir"], "RAPHA_STATE_DIR is not set: capability records are kept there")
+    return Path(state) / "capabilities"
+
+
+def _archive(name: str) -> Archive:
+    """An endpoint of the profile at RAPHA_PROFILE_PATH; without a profile `primary` is RAPHA_DICOMWEB_BASE_URL."""
+    bundle = os.environ.get("RAPHA_CA_BUNDLE", "").strip()
+    profile = os.environ.get("RAPHA_PROFILE_PATH", "").strip()
+    if profile:
+        endpoints = load_profile(Path(profile)).endpoints
+        if name not in endpoints:
+            raise ConfigurationError(["pacs-unknown"], f"no endpoint of this name is configured; there is {', '.join(endpoints)}")
+        state = os.environ.get("RAPHA_STATE_DIR", "").strip()
+        known = probing.read_record(Path(state) / "capabilities", name) if state else Capabilities()
+        return Archive(endpoints[name], known, ca=Path(bundle) if bundle else None)
     if name != "primary":
         raise ConfigurationError(["pacs-unknown"], "no endpoint of this name is configured; there is `primary`")
     url = os.environ.get("RAPHA_DICOMWEB_BASE_URL", "").strip()
     if not url:
-        raise ConfigurationError(["missing-dicomweb-base-url"], "RAPHA_DICOMWEB_BASE_URL is not set")
-    bundle = os.environ.get("RAPHA_CA_BUNDLE", "").strip()
-    return DicomWeb(url, ca=Path(bundle) if bundle else None)
+        raise ConfigurationError(["missing-dicomweb-base-url"], "RAPHA_DICOMWEB_BASE_URL is not set, nor RAPHA_PROFILE_PATH")
+    endpoint = Endpoint(name=name, host="", port=0, ae_title="", calling_ae_title="", dicomweb_url=url)
+    return Archive(endpoint, ca=Path(bundle) if bundle else None)
+
+
+def _web(archive: Archive) -> DicomWeb:
+    return archive.web()
 
 
 def _filters(keys: tuple[str, ...]) -> dict[str, str]:

@@ -11,7 +11,6 @@ from rapha.errors import Refusal
 Anything = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 COMMANDS = {
     "read": "The reading flow for one study now. Example: `rapha read 1.2.3 --priority urgent`",
-    "queue": "What waits; move a study up or down. Example: `rapha queue list`",
     "notify": "Acknowledge a critical finding. Example: `rapha notify ack 17`",
     "report": "The checks that a report must pass before it is stored. Example: `rapha report validate sr.dcm`",
     "audit": "Search, report and export the audit trail. Example: `rapha audit search --kind query`",
