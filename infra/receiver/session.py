@@ -21,7 +21,10 @@ class ReceiverSession:
         """Nothing is held for a connection."""
 
     def do_message_id(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
-        return {"message_id": self._store.next_message_id()}
+        try:
+            return {"message_id": self._store.next_message_id()}
+        except OSError:
+            raise _unwritable() from None
 
     def do_expect(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         wanted, originator, number = message.get("wanted"), message.get("originator"), message.get("message_id")
@@ -39,7 +42,7 @@ class ReceiverSession:
         try:
             self._store.claim(str(message.get("ticket")))
         except OSError:
-            raise PeerError("journal-unwritable", "the receiver's journal cannot be written", peer="disk") from None
+            raise _unwritable() from None
         return {}
 
     def do_close(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
@@ -52,3 +55,7 @@ class ReceiverSession:
     def do_commitment(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         report = self._store.commitment(str(message.get("transaction")))
         return {"report": report}
+
+
+def _unwritable() -> PeerError:
+    return PeerError("journal-unwritable", "the receiver's journal cannot be written", peer="disk")

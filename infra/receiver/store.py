@@ -10,10 +10,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from blocks.instances import SealedWriter, sweep_unfinished
+from blocks.instances import SUFFIX, SealedWriter, sweep_unfinished
 from infra.receiver.engine import OUT_OF_RESOURCES, SUCCESS, Came
 from infra.receiver.journal import Journal
 from rapha.errors import Refusal
+
+IDS_AT_ONCE = 64  # message ids that one line of the journal reserves
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,10 @@ class _Ticket:
 
 @dataclass
 class Store:
-    """The receiver's memory. Every change is in the journal before it is in memory, and in memory before it is answered."""
+    """The receiver's memory. Every change is in the journal before it is in memory, and in memory before it is answered.
+
+    `folder` is this process's alone: at its start it removes every sealed file that its journal does not name.
+    """
 
     folder: Path
     recipient: X25519PublicKey
@@ -50,7 +55,9 @@ class Store:
     _arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
     _tickets: dict[str, _Ticket] = field(default_factory=dict)
     _commitments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _claimed: dict[str, str] = field(default_factory=dict)  # file to SOP instance, while the file is there
     _last_id: int = field(default_factory=lambda: secrets.randbelow(60000))
+    _reserved: int = 0
 
     def __post_init__(self) -> None:
         """Raises `Refusal(journal-unreadable)`."""
@@ -59,6 +66,7 @@ class Store:
         for entry in self.journal.entries:
             self._replay(entry)
         self.journal.rewrite(self._snapshot())
+        self._sweep()
 
     def room(self) -> bool:
         room = os.statvfs(self.folder)
@@ -69,7 +77,7 @@ class Store:
 
     def keep(self, came: Came) -> int:
         with self._lock:
-            there = self._arrivals.get(came.sop_instance, [])
+            there = [one for one in self._arrivals.get(came.sop_instance, []) if (self.folder / one.file).exists()]
             if any(one.sha256 == came.sha256 for one in there):
                 came.sealed.path.unlink(missing_ok=True)  # the same again is one instance
                 return SUCCESS
@@ -99,14 +107,22 @@ class Store:
             self._commitments[transaction] = report
 
     def next_message_id(self) -> int:
-        """One that no open ticket has: an archive's C-STOREs name it as their originator's."""
+        """One that no open ticket has and that was not given before a restart either, until all have been. Raises `OSError`."""
         with self._lock:
             used = {ticket.message_id for ticket in self._tickets.values()}
             for _ in range(0xFFFF):
                 self._last_id = self._last_id % 0xFFFE + 1
+                self._reserve()
                 if self._last_id not in used:
                     return self._last_id
         raise Refusal(["receiver-busy"], "every message id is in use")
+
+    def _reserve(self) -> None:
+        """An id is given only when the journal says that it was: C-STOREs of a C-MOVE from before a kill may still come."""
+        if self._reserved == 0:
+            self.journal.append(what="ids", last=(self._last_id + IDS_AT_ONCE - 2) % 0xFFFE + 1)
+            self._reserved = IDS_AT_ONCE
+        self._reserved -= 1
 
     def expect(self, originator: str, message_id: int, wanted: Sequence[str]) -> str:
         with self._lock:
@@ -127,6 +143,7 @@ class Store:
             for one in self.arrived(ticket):
                 self.journal.append(what="claimed", sop_instance=one.sop_instance, file=one.file)
                 self._forget(one.sop_instance, one.file)
+                self._claimed[one.file] = one.sop_instance
             self._tickets.pop(ticket, None)
 
     def close_ticket(self, ticket: str) -> None:
@@ -170,9 +187,22 @@ class Store:
                 self._arrivals.setdefault(one.sop_instance, []).append(one)
         elif entry["what"] == "claimed":
             self._forget(fields["sop_instance"], fields["file"])
+            self._claimed[fields["file"]] = fields["sop_instance"]
+        elif entry["what"] == "ids":
+            self._last_id = fields["last"]
         elif entry["what"] == "committed":
             self._commitments[fields["transaction"]] = fields
 
     def _snapshot(self) -> list[dict[str, Any]]:
+        self._claimed = {file: uid for file, uid in self._claimed.items() if (self.folder / file).exists()}
         came = [{"what": "came", **asdict(one)} for several in self._arrivals.values() for one in several]
-        return came + [{"what": "committed", **report} for report in self._commitments.values()]
+        claimed = [{"what": "claimed", "sop_instance": uid, "file": file} for file, uid in self._claimed.items()]
+        committed = [{"what": "committed", **report} for report in self._commitments.values()]
+        return [*came, *claimed, *committed, {"what": "ids", "last": self._last_id}]
+
+    def _sweep(self) -> None:
+        """A sealed file that the journal does not name was never answered for: its sender will send it again."""
+        named = {one.file for several in self._arrivals.values() for one in several} | set(self._claimed)
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            if path.name not in named:
+                path.unlink(missing_ok=True)
