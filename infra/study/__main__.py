@@ -26,7 +26,7 @@ def main() -> int:
     try:
         folders = [*arguments.sealed, *([arguments.store] if arguments.store else [])]
         opener = Opener(private_key(arguments.key_file), folders)
-        archives = archives_of(arguments.profile) if arguments.profile else None
+        archives = archives_of(arguments.profile, arguments.capabilities) if arguments.profile else None
     except ConfigurationError as error:
         print(", ".join(error.codes), file=sys.stderr)
         return error.exit_status
@@ -37,8 +37,8 @@ def main() -> int:
     return 0
 
 
-def archives_of(profile: Path) -> Archives:
-    """The archives of a profile, by their endpoints' names. Raises `ConfigurationError` profile-…"""
+def archives_of(profile: Path, capabilities: Path | None = None) -> Archives:
+    """The archives of a profile, by their endpoints' names, each with what the last probe found. Raises `ConfigurationError`."""
     from blocks.profile import load_profile  # a study reader over the receiver's files alone needs no profile
 
     endpoints = load_profile(profile).endpoints
@@ -46,7 +46,11 @@ def archives_of(profile: Path) -> Archives:
     def archive(name: str) -> Archive:
         if name not in endpoints:
             raise Refusal(["study-no-endpoint"], "the profile has no endpoint of this name")
-        return Archive(endpoints[name])
+        if capabilities is None:
+            return Archive(endpoints[name])
+        from tasks.shared.probe import read_record
+
+        return Archive(endpoints[name], read_record(capabilities, name))
 
     return archive
 
@@ -75,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sealed", type=Path, action="append", required=True, help="a folder in which sealed files may lie")
     parser.add_argument("--store", type=Path, help="a folder of this process's own, for what it fetches")
     parser.add_argument("--profile", type=Path, help="the reading service's profile, for its endpoints")
+    parser.add_argument("--capabilities", type=Path, help="the folder of the endpoints' capability records")
     return parser.parse_args()
 
 

@@ -18,7 +18,7 @@ from infra.peers.orthanc import Orthanc, running_orthanc
 from infra.study.opened import Opener
 from infra.study.session import StudySession
 from rapha.errors import ConfigurationError, PeerError, Refusal
-from tests.fixtures.study_running import files_of
+from tests.fixtures.study_running import files_of, make_hospital
 
 PRIVATE = X25519PrivateKey.generate()
 
@@ -106,3 +106,23 @@ def test_only_endpoints_of_the_profile_are_asked(orthanc: Orthanc, tmp_path: Pat
             with pytest.raises(Refusal) as refused:
                 reader.fetch(name, "2.25.1", [Listed("2.25.2", "1.2", "2.25.3")])
             assert refused.value.codes == (code,)
+
+
+def test_the_process_asks_the_endpoints_of_its_profile(orthanc: Orthanc, tmp_path: Path) -> None:
+    study = make_study("ct", 23, 1)
+    orthanc.store_all(files_of(study))
+    profile = tmp_path / "profile.yaml"
+    keys = f"host: 127.0.0.1, port: {orthanc.dicom_port}, ae_title: ORTHANC, calling_ae_title: RAPHA, retrieve: C-GET"
+    profile.write_text(f"pacs_endpoints:\n  primary: {{{keys}}}\n")
+    hospital = make_hospital("--store", str(tmp_path / "store"), "--profile", str(profile), sandboxes=False)
+    try:
+        with hospital.study() as reader:
+            came = reader.fetch("primary", str(study[0].StudyInstanceUID), listed(study))
+            opened = reader.open([SealedFile(one.path, one.sha256) for one in came])
+            assert {one.sop_uid for one in opened} == {str(one.SOPInstanceUID) for one in study}
+            assert all(one.facts.same for one in opened)
+            with pytest.raises(Refusal) as refused:
+                reader.fetch("elsewhere", "2.25.1", [Listed("2.25.2", "1.2", "2.25.3")])
+            assert refused.value.codes == ("study-no-endpoint",)
+    finally:
+        hospital.close()
