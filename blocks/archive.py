@@ -28,6 +28,10 @@ STUDY, SERIES, INSTANCE, SOP_CLASS, MODALITY = "0020000D", "0020000E", "00080018
 _NAMES = "StudyInstanceUID StudyDate StudyTime ModalitiesInStudy PatientID AccessionNumber"
 STUDY_KEYS = (*_NAMES.split(), "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
 DUPLICATE = 0x0111
+# Storage SOP classes by what is common, nine an association, for archives that do not say of which class an instance is.
+_COMMON = "2 4 1 1.1 1.2 7 6.1 77.1.6 88.33 88.34 88.22 88.11 66.4 2.1 4.1 20 128 12.1 3.1 77.1.1 77.1.2 77.1.4 88.59 11.1 481.1"
+_CLASSES = [f"1.2.840.10008.5.1.4.1.1.{end}" for end in _COMMON.split()]
+GUESSED = [_CLASSES[at : at + services.MOST_CLASSES] for at in range(0, len(_CLASSES), services.MOST_CLASSES)]
 TRAILING_PADDING = 0xFFFCFFFC
 
 
@@ -80,7 +84,7 @@ class Archive:
         if self.endpoint.port:
             services.echo(self.endpoint)
         else:
-            self._web().list_studies({}, (), limit=1)
+            self.web().list_studies({}, (), limit=1)
 
     def find_studies(self, keys: Mapping[str, str], *, most: int = 1_000_000) -> list[Answer]:
         """Studies that match, with the attributes of STUDY_KEYS where the archive gives them."""
@@ -100,7 +104,7 @@ class Archive:
         """The instances of a study, asked for series by series over DIMSE: not every archive is relational (PS3.4 C.4.1.2.2)."""
         if not self.endpoint.port:
             keys = {"StudyInstanceUID": study} | ({"SeriesInstanceUID": series} if series else {})
-            return self._web().list_instances(keys, (SERIES, INSTANCE, SOP_CLASS, MODALITY, STUDY))
+            return self.web().list_instances(keys, (SERIES, INSTANCE, SOP_CLASS, MODALITY, STUDY))
         found: list[Answer] = []
         for answer in [None] if series else self.find_series(study):
             one = series or value_of(answer or {}, SERIES)
@@ -133,13 +137,20 @@ class Archive:
             self._wado(study, wanted, sink)
             return
 
+        came: set[str] = set()
+
         def keep(sop_class: str, sop_uid: str, syntax: str, content: bytes) -> None:
+            came.add(sop_uid)
             sink(sop_class, sop_uid, [part10(sop_class, sop_uid, syntax, content)])
 
         for series in sorted({one.series_uid for one in wanted}):
             here = [one for one in wanted if one.series_uid == series]
-            level, keys = _keys(study, series, [one.sop_uid for one in here])
-            services.get(self.endpoint, keys, level, sorted({one.sop_class for one in here if one.sop_class}), keep)
+            classes = sorted({one.sop_class for one in here if one.sop_class})
+            for offered in [classes] if all(one.sop_class for one in here) else GUESSED:
+                left = [one.sop_uid for one in here if one.sop_uid not in came]
+                if left:
+                    level, keys = _keys(study, series, left)
+                    services.get(self.endpoint, keys, level, offered, keep)
 
     def store(self, study: str, objects: Sequence[ToStore]) -> dict[str, Literal["stored", "known"]]:
         """SOP instance -> stored, or known: the archive has one of this UID, with which content is for `read_back` to show.
@@ -184,19 +195,20 @@ class Archive:
 
     def _wado(self, study: str, wanted: Sequence[Listed], sink: Sink) -> None:
         names = {one.sop_uid: one for one in wanted}
-        web = self._web()
+        web = self.web()
         for one in wanted:
             with web.retrieve(study, one.series_uid, one.sop_uid) as parts:
                 for part in parts:
                     sink(names[one.sop_uid].sop_class, one.sop_uid, part.body)
 
-    def _web(self) -> DicomWeb:
+    def web(self) -> DicomWeb:
+        """Its DICOMweb side. Raises `ConfigurationError(endpoint-without-dicomweb)`."""
         if not self.endpoint.dicomweb_url:
             raise ConfigurationError(["endpoint-without-dicomweb"], f"endpoint {self.endpoint.name} has no dicomweb_url")
         return DicomWeb(self.endpoint.dicomweb_url, timeouts=self._timeouts, ca=self._ca, token=self.endpoint.dicomweb_token)
 
     def _pages(self, level: str, keys: Mapping[str, str], most: int) -> list[Answer]:
-        web, found = self._web(), list[Answer]()
+        web, found = self.web(), list[Answer]()
         while page := web._page(level, keys, (), len(found)):
             found += page
             if len(found) > most:

@@ -1,8 +1,9 @@
 """The records of a scope, as the archive holds them now: what a custodian's manifest is made of, and what a person retrieves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from blocks.archive import Archive
 from blocks.pacs import Answer, DicomWeb, value_of
 from blocks.part10 import ContentDigest
 from policies.minimise import pseudonym
@@ -73,11 +74,33 @@ def save_instances(archive: DicomWeb, study: str, series: str | None, instance: 
     with archive.retrieve(study, series, instance) as parts:
         for part in parts:
             count += 1
-            path, half = folder / f"{count:06d}.dcm", folder / f".{count:06d}.half"
-            try:
-                with half.open("wb") as stream:
-                    size += sum(stream.write(block) for block in part.body)
-                half.rename(path)
-            finally:
-                half.unlink(missing_ok=True)
+            size += _save(folder, count, part.body)
     return count, size
+
+
+def save_by_get(archive: Archive, study: str, series: str | None, instance: str | None, folder: Path) -> tuple[int, int]:
+    """The same by C-GET. Raises `PeerError(pacs-incomplete)` when fewer came than the archive lists."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    sizes: dict[str, int] = {}
+
+    def keep(_sop_class: str, sop_uid: str, blocks: Iterable[bytes]) -> None:
+        if sop_uid not in sizes:
+            sizes[sop_uid] = _save(folder, len(sizes) + 1, blocks)
+
+    listed = archive.list_study(study)
+    wanted = [one for one in listed if series in (None, one.series_uid) and instance in (None, one.sop_uid)]
+    archive.get(study, wanted, keep)
+    if {one.sop_uid for one in wanted} != set(sizes):
+        raise PeerError("pacs-incomplete", f"{len(sizes)} of {len(wanted)} listed instances came", peer="pacs")
+    return len(sizes), sum(sizes.values())
+
+
+def _save(folder: Path, number: int, blocks: Iterable[bytes]) -> int:
+    path, half = folder / f"{number:06d}.dcm", folder / f".{number:06d}.half"
+    try:
+        with half.open("wb") as stream:
+            size = sum(stream.write(block) for block in blocks)
+        half.rename(path)
+    finally:
+        half.unlink(missing_ok=True)
+    return size

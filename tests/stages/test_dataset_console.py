@@ -13,6 +13,7 @@ import cyclopts
 import pytest
 import uvicorn
 from pydicom import dcmread
+from pydicom.data import get_testdata_file
 
 from flows.console import manifest as manifest_console
 from flows.console import pacs as pacs_console
@@ -223,7 +224,16 @@ def test_no_archive_is_a_failed_peer(rapha, monkeypatch):
     assert rapha("pacs", "find", "PatientID=1")[0] == 4
 
 
-@pytest.mark.parametrize("command", ["echo", "probe", "store", "commit"])
-def test_what_is_not_built_refuses(rapha, command):
-    status, said = rapha("pacs", command)
-    assert (status, said["codes"]) == (3, ["not-built"])
+def test_the_dicomweb_side_answers_stores_and_holds(rapha, archive, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAPHA_STATE_DIR", str(tmp_path))
+    dataset = dcmread(get_testdata_file("CT_small.dcm"))
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "2.25.31"
+    dataset.save_as(tmp_path / "new.dcm")
+    status, said = rapha("pacs", "echo")
+    assert (status, said["by"], said["answered"]) == (0, "QIDO-RS", True)
+    status, said = rapha("pacs", "probe")
+    assert (status, said["services"]) == (0, ["QIDO-RS"])
+    assert json.loads((tmp_path / "capabilities" / "primary.json").read_bytes())["services"] == ["QIDO-RS"]
+    assert rapha("pacs", "commit", str(tmp_path / "new.dcm"))[0] in (3, 4)
+    assert rapha("pacs", "store", str(tmp_path / "new.dcm")) == (0, {"pacs": "primary", "stored": 1})
+    assert rapha("pacs", "commit", str(tmp_path / "new.dcm")) == (0, {"pacs": "primary", "held": 1})
