@@ -1,8 +1,8 @@
 """The reading register's tables, and what its callers get to see of them.
 
 Table and column names are the contract for infra/migrations, which make the schema; a test holds the two equal.
-`blocks.reading` and its parts alone read and write them. Columns called `…_sealed` hold ciphertext, `name` a keyed hash: no identifier
-stands here in clear.
+`blocks.reading` and its parts alone read and write them. Columns called `…_sealed` hold ciphertext, `name` a keyed hash: no
+identifier stands here in clear.
 """
 
 from dataclasses import dataclass, field

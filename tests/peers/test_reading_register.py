@@ -190,6 +190,8 @@ def test_an_urgent_study_is_next_and_a_waiting_one_can_be_moved(register):
     for number, level in enumerate(("low", "medium", "urgent", "high")):
         register.found("pacs", study(f"1.4.{number}"), 100 + number, level)
     assert [one.priority for one in register.queue()] == ["urgent", "high", "medium", "low"]
+    first = register.claim("w", 200, 60)
+    assert first is not None and first.priority == "urgent", "the last that was found but one, before all others"
     low = register.queue()[-1].row
     assert register.set_priority(low, "urgent").priority == "urgent"
     lease = register.claim("w", 200, 60)
