@@ -1,8 +1,8 @@
 """The study reader: the process that opens what the receiver sealed. One connection is one study.
 
-Verbs: open · facts · attach · detach · counts · fetch · holds. What comes back is indexes, counts, digests and codes, and for
-each instance its SOP Instance UID, which the caller pairs with the archive's list and writes nowhere in clear. Closing the
-connection lets go of all that was held.
+Verbs: open · facts · attach · detach · counts · fetch · report · holds. What comes back is indexes, counts, digests and codes,
+and for each instance its SOP Instance UID, which the caller pairs with the archive's list and writes nowhere in clear. Closing
+the connection lets go of all that was held.
 """
 
 import dataclasses
@@ -10,18 +10,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from blocks.archive import Listed
 from blocks.channel import Channel
 from blocks.receiver import Arrived
 from policies.applicability import InstanceFacts
+from policies.findings import Finding, to_json
+from policies.model import Model
 from rapha.errors import PeerError
 
 PAGE = 500  # files named in one request: a page stays well below the channel's frame
 FETCH_PAGE = 2000
 OPEN_SECONDS = 3600.0
 FETCH_SECONDS = 6 * 3600.0
+REPORT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,33 @@ class Handed:
 
     frames: int
     failed: bool
+
+
+class ReadBy(Protocol):
+    """One model's part of a report, as `tasks.reading.analyse.ModelResult` has it."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def read(self) -> frozenset[int]: ...
+    @property
+    def findings(self) -> tuple[Finding, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltReport:
+    """A report, sealed. UIDs in clear, for memory and encrypted columns; sha256: of its data set; referenced: SOP Instance UIDs
+    that the report itself names as its evidence."""
+
+    sop_uid: str
+    sop_class: str
+    series_uid: str
+    sha256: str
+    size: int
+    path: Path
+    referenced: frozenset[str]
 
 
 class StudyReader(Channel):
@@ -99,6 +129,18 @@ class StudyReader(Channel):
             found += [_arrived(entry) for entry in answer.get("received", ())]
         return found
 
+    def report(self, results: Sequence[ReadBy], *, at: int, device: str, three_d: bool = True) -> BuiltReport:
+        """The report of the open study on what models found, sealed. at: seconds since the epoch, from the register.
+
+        Raises `Refusal` study-model-unknown, findings-…, report-…; `PeerError` study-disk.
+        """
+        listed = [
+            {"digest": one.digest, "read": sorted(one.read), "findings": [to_json(one.model, each) for each in one.findings]}
+            for one in results
+        ]
+        answer = self.call("report", results=listed, at=at, device=device, three_d=three_d, timeout=REPORT_SECONDS)
+        return _report({name: value for name, value in answer.items() if name != "ok"})
+
     def attach(self, fds: Sequence[int], indexes: Sequence[int]) -> None:
         """Hands the reader its ends of the loader's sockets (at most 16), which are closed here. Records 0, 1, … are `indexes`.
 
@@ -134,6 +176,16 @@ def _instance(entry: object, index: int) -> OpenedInstance:
     if any(type(values[name]) is not kind for name, kind in fields.items()) or values["index"] != index:
         raise _odd()
     return OpenedInstance(entry["sop_uid"], InstanceFacts(**values))
+
+
+def _report(entry: dict[str, Any]) -> BuiltReport:
+    names = {"sop_uid": str, "sop_class": str, "series_uid": str, "sha256": str, "size": int, "path": str, "referenced": list}
+    if {name: type(value) for name, value in entry.items()} != names:
+        raise _odd()
+    referenced = entry["referenced"]
+    if not all(isinstance(uid, str) for uid in referenced):
+        raise _odd()
+    return BuiltReport(**{**entry, "path": Path(entry["path"]), "referenced": frozenset(referenced)})
 
 
 def _arrived(entry: object) -> Arrived:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from blocks.archive import Archive
 from blocks.instances import sweep_unfinished
+from blocks.models import load_models
 from infra.daemon import serve
 from infra.reader.hardening import harden
 from infra.study.opened import Opener
@@ -26,6 +27,7 @@ def main() -> int:
     try:
         folders = [*arguments.sealed, *([arguments.store] if arguments.store else [])]
         opener = Opener(private_key(arguments.key_file), folders)
+        models = load_models(arguments.models) if arguments.models else ()
         archives = archives_of(arguments.profile, arguments.capabilities) if arguments.profile else None
     except ConfigurationError as error:
         print(", ".join(error.codes), file=sys.stderr)
@@ -33,7 +35,11 @@ def main() -> int:
     if arguments.store:
         arguments.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep_unfinished(arguments.store)
-    serve(arguments.socket, lambda: StudySession(opener, archives, arguments.store), ready=lambda: print("ready", flush=True))
+
+    def session() -> StudySession:
+        return StudySession(opener, archives, arguments.store, models)
+
+    serve(arguments.socket, session, ready=lambda: print("ready", flush=True))
     return 0
 
 
@@ -79,6 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sealed", type=Path, action="append", required=True, help="a folder in which sealed files may lie")
     parser.add_argument("--store", type=Path, help="a folder of this process's own, for what it fetches")
     parser.add_argument("--profile", type=Path, help="the reading service's profile, for its endpoints")
+    parser.add_argument("--models", type=Path, help="the site's list of models, of which findings are reported")
     parser.add_argument("--capabilities", type=Path, help="the folder of the endpoints' capability records")
     return parser.parse_args()
 

@@ -1,18 +1,20 @@
-"""The study reader's verbs: open · facts · attach · detach · counts · fetch · holds. One connection is one study."""
+"""The study reader's verbs: open · facts · attach · detach · counts · fetch · report · holds. One connection is one study."""
 
 import os
 import socket
 import stat
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from blocks.archive import Archive, Listed
+from blocks.models import ModelPackage
 from infra.study.desk import Desk
 from infra.study.fetching import Fetching
 from infra.study.opened import Opened, Opener, SealedFile
+from infra.study.reporting import NAMES, report
 from rapha.canonical import is_digest
 from rapha.errors import PeerError, Refusal
 
@@ -27,9 +29,17 @@ _SESSIONS: "weakref.WeakSet[StudySession]" = weakref.WeakSet()
 class StudySession:
     """Serves one connection. Answers hold indexes, counts, digests and codes; an instance's UID where the caller must pair it."""
 
-    def __init__(self, opener: Opener, archives: Archives | None = None, store: Path | None = None) -> None:
-        """archives: an endpoint's name -> its archive; store: the folder for what is fetched and for reports."""
+    def __init__(
+        self,
+        opener: Opener,
+        archives: Archives | None = None,
+        store: Path | None = None,
+        models: Sequence[ModelPackage] = (),
+    ) -> None:
+        """archives: an endpoint's name -> its archive; store: the folder for what is fetched and for reports; models: of which
+        this site believes findings."""
         self._opener, self._archives, self._store = opener, archives, store
+        self._models = {one.digest: one for one in models}
         self._opened: Opened | None = None
         self._desk: Desk | None = None
         _SESSIONS.add(self)
@@ -100,9 +110,12 @@ class StudySession:
         return {"received": fetching.run(archive, _text(message["study"]), _wanted(message["wanted"]))}
 
     def do_report(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
-        """Not built yet: the report of the open study, from its own headers (`infra.study.reports`)."""
+        """The report of the open study: built from its own headers, sealed, described."""
         _close(fds)
-        raise Refusal(["not-built"], "reports are not built yet")
+        _exact(message, NAMES)
+        held = self._held()
+        held.pair()
+        return report(held, self._opener, self._folder(), self._models, message)
 
     def do_holds(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """How many studies are open in this process: for its health, and for whoever asks before a restart."""
