@@ -32,6 +32,7 @@ COMMANDS = {
     },
     "queue": {"queue": "What waits; move a study up or down."},
     "reading": READING,
+    "report": {"report": "The checks that a report must pass before it is stored."},
     "scan": {"scan": "Scan an OCI image layout, an image archive or a source folder for anything that could reach a network."},
     "serve": {
         "serve": "The node: engine, worker, webhook, keeper, reader, launcher and attester as one supervised process group.",

@@ -1,0 +1,71 @@
+"""Our own check of a report before it is stored: facts that were read from its bytes, held to what was analysed. Pure."""
+
+from dataclasses import dataclass
+
+COMPREHENSIVE, COMPREHENSIVE_3D = "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.88.34"
+SOP_CLASSES = (COMPREHENSIVE, COMPREHENSIVE_3D)
+
+REASONS = {
+    "report-sop-class": "It is neither Comprehensive SR nor Comprehensive 3D SR.",
+    "report-template": "Its root is not the container Imaging Measurement Report of TID 1500.",
+    "report-flags": "It is not complete, or claims to be verified by a person.",
+    "report-no-patient": "It names no patient or study.",
+    "report-evidence-empty": "It refers to no image.",
+    "report-dangling-reference": "A content item refers to an image that its evidence does not list.",
+    "report-no-algorithm": "A measurement group names no algorithm with a version.",
+    "report-no-tracking": "A measurement group has no tracking identifier and UID, or shares one.",
+    "report-no-group": "It has no measurement group: neither a finding nor that nothing was found.",
+    "report-coordinates": "A region has no points, or points that are no numbers.",
+    "report-iod": "The IOD validator found errors.",
+    "report-content": "The template validator found errors.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFacts:
+    """One measurement group. algorithm: name and version, "" where missing; tracking: its UID; regions: points of each region."""
+
+    algorithm: str
+    version: str
+    tracking: str
+    identifier: str
+    regions: tuple[tuple[float, ...], ...]
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SrFacts:
+    """What a report says of itself; UIDs are in memory only."""
+
+    sop_class: str
+    root: tuple[str, str]
+    template: str
+    completion: str
+    verification: str
+    has_patient: bool
+    evidence: frozenset[str]
+    references: frozenset[str]
+    groups: tuple[GroupFacts, ...]
+
+
+def report_codes(e: SrFacts) -> tuple[str, ...]:
+    """Codes of what is wrong with the report, `()` when nothing is; each is in `REASONS`."""
+    tracking = [group.tracking for group in e.groups]
+    right = {
+        "report-sop-class": e.sop_class in SOP_CLASSES,
+        "report-template": e.root == ("126000", "DCM") and e.template == "1500",
+        "report-flags": e.completion == "COMPLETE" and e.verification == "UNVERIFIED",
+        "report-no-patient": e.has_patient,
+        "report-evidence-empty": bool(e.evidence),
+        "report-dangling-reference": e.references <= e.evidence,
+        "report-no-group": bool(e.groups),
+        "report-no-algorithm": all(group.algorithm and group.version for group in e.groups),
+        "report-no-tracking": all(group.tracking and group.identifier for group in e.groups)
+        and len(set(tracking)) == len(tracking),
+        "report-coordinates": all(_is_region(points) for group in e.groups for points in group.regions),
+    }
+    return tuple(code for code, ok in right.items() if ok is not True)
+
+
+def _is_region(points: tuple[float, ...]) -> bool:
+    return len(points) >= 2 and len(points) % 2 == 0 and all(-1e9 < number < 1e9 for number in points)

@@ -1,0 +1,99 @@
+"""The checks that a report must pass before it is stored: ours, the IOD validator's, the template validator's."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from blocks import validators
+from policies.report import GroupFacts, SrFacts, report_codes
+from rapha.errors import Refusal
+
+MAX_REPORT = 64 << 20
+GROUP, ALGORITHM, VERSION = "125007", "111001", "111003"
+TRACKING, TRACKING_UID = "112039", "112040"
+_UNREADABLE = (InvalidDicomError, ValueError, TypeError, KeyError, AttributeError, EOFError, IndexError, OSError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """codes: what is wrong, `()` when nothing is; checks: which ran; warnings: of the two validators."""
+
+    codes: tuple[str, ...]
+    checks: tuple[str, ...]
+    warnings: int
+
+
+def validate(report: bytes, *, seconds: float = validators.SECONDS) -> Validated:
+    """All three. Raises `Refusal(report-unreadable)` for what is no structured report, `PeerError` validator-…."""
+    codes = report_codes(sr_facts(report))
+    iod, template = (validators.check(tool, report, seconds=seconds) for tool in (validators.IOD, validators.TEMPLATE))
+    found = [*codes, *(["report-iod"] if iod.errors else []), *(["report-content"] if template.errors else [])]
+    return Validated(tuple(found), ("own", iod.tool, template.tool), iod.warnings + template.warnings)
+
+
+def sr_facts(report: bytes) -> SrFacts:
+    """The facts of `policies.report`. Raises `Refusal(report-unreadable)`."""
+    if len(report) > MAX_REPORT:
+        raise Refusal(["report-unreadable"], "the report is larger than any report", gate="report")
+    try:
+        return _facts(dcmread(io.BytesIO(report)))
+    except _UNREADABLE:
+        raise Refusal(["report-unreadable"], "the file is no structured report in DICOM", gate="report") from None
+
+
+def _facts(dataset: Dataset) -> SrFacts:
+    items = list(_items(dataset))
+    root = dataset.ConceptNameCodeSequence[0]
+    template = dataset.get("ContentTemplateSequence") or [Dataset()]
+    return SrFacts(
+        sop_class=str(dataset.SOPClassUID),
+        root=(str(root.CodeValue), str(root.CodingSchemeDesignator)),
+        template=str(template[0].get("TemplateIdentifier", "")),
+        completion=str(dataset.get("CompletionFlag", "")),
+        verification=str(dataset.get("VerificationFlag", "")),
+        has_patient="PatientID" in dataset and bool(dataset.get("StudyInstanceUID")),
+        evidence=frozenset(_evidence(dataset)),
+        references=frozenset(uid for item in items for uid in _references(item)),
+        groups=tuple(_group(item) for item in items if _concept(item) == GROUP),
+    )
+
+
+def _group(item: Dataset) -> GroupFacts:
+    below = list(_items(item))
+    texts = {_concept(one): str(one.get("TextValue", one.get("UID", ""))) for one in below}
+    regions = [tuple(map(float, one.GraphicData)) for one in below if one.get("ValueType") in ("SCOORD", "SCOORD3D")]
+    return GroupFacts(
+        algorithm=texts.get(ALGORITHM, ""),
+        version=texts.get(VERSION, ""),
+        tracking=texts.get(TRACKING_UID, ""),
+        identifier=texts.get(TRACKING, ""),
+        regions=tuple(regions),
+        references=tuple(uid for one in below for uid in _references(one)),
+    )
+
+
+def _items(item: Dataset) -> Iterator[Dataset]:
+    """Every content item below this one."""
+    for below in item.get("ContentSequence") or ():
+        yield below
+        yield from _items(below)
+
+
+def _concept(item: Dataset) -> str:
+    names = item.get("ConceptNameCodeSequence") or [Dataset()]
+    return str(names[0].get("CodeValue", ""))
+
+
+def _references(item: Dataset) -> list[str]:
+    return [str(one.ReferencedSOPInstanceUID) for one in item.get("ReferencedSOPSequence") or ()]
+
+
+def _evidence(dataset: Dataset) -> Iterator[str]:
+    for name in ("CurrentRequestedProcedureEvidenceSequence", "PertinentOtherEvidenceSequence"):
+        for study in dataset.get(name) or ():
+            for series in study.ReferencedSeriesSequence:
+                yield from (str(one.ReferencedSOPInstanceUID) for one in series.ReferencedSOPSequence)
