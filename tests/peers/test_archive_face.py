@@ -16,7 +16,14 @@ from infra.peers.orthanc import Orthanc, free_port, running_orthanc
 from rapha.errors import ConfigurationError, PeerError
 from tests.fixtures.certificates import Authority, authority
 
-NAMES = ("CT_small.dcm", "JPGLosslessP14SV1_1s_1f_8b.dcm", "JPEG2000.dcm", "SC_rgb_jpeg_dcmtk.dcm", "MR_small.dcm", "reportsi.dcm")
+NAMES = (
+    "CT_small.dcm",
+    "JPGLosslessP14SV1_1s_1f_8b.dcm",
+    "JPEG2000.dcm",
+    "SC_rgb_jpeg_dcmtk.dcm",
+    "MR_small.dcm",
+    "reportsi.dcm",
+)
 FILES = [Path(str(get_testdata_file(name))) for name in NAMES]
 ALLOWED = {"DicomAlwaysAllowGet": True, "DicomModalities": {"RAPHA": ["RAPHA", "127.0.0.1", 1]}, "DicomCheckCalledAet": True}
 
