@@ -47,9 +47,10 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a probe found. services: names of SOP classes and resources that answered; "" is a probe that was never made."""
+    """What a probe found. services: names that answered; stores: storage SOP classes; probed: when, "" for never."""
 
     services: frozenset[str] = field(default_factory=frozenset)
+    stores: frozenset[str] = field(default_factory=frozenset)
     probed: str = ""
 
 
@@ -182,15 +183,17 @@ class Archive:
 
     def read_back(self, study: str, one: Listed) -> str | None:
         """`attributes_digest` of the object as the archive gives it back; None where it is not there or cannot be had."""
-        if self.method == "C-MOVE" and "C-GET" not in self.capabilities.services:
-            return None
         found: list[str] = []
 
         def take(sop_class: str, sop_uid: str, blocks: Iterable[bytes]) -> None:
             if sop_uid == one.sop_uid:
                 found.append(attributes_digest(b"".join(blocks)))
 
-        self.get(study, [one], take)
+        try:
+            self.get(study, [one], take)
+        except PeerError as error:
+            if error.codes != ("dimse-no-context",):  # an archive with C-MOVE alone gives nothing back
+                raise
         return found[0] if len(found) == 1 else None
 
     def _wado(self, study: str, wanted: Sequence[Listed], sink: Sink) -> None:

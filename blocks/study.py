@@ -25,6 +25,7 @@ FETCH_PAGE = 2000
 OPEN_SECONDS = 3600.0
 FETCH_SECONDS = 6 * 3600.0
 REPORT_SECONDS = 600.0
+CHECKS = {"own", "dciodvfy", "DicomSRValidator"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,23 @@ class StudyReader(Channel):
         answer = self.call("report", results=listed, at=at, device=device, three_d=three_d, timeout=REPORT_SECONDS)
         return _report({name: value for name, value in answer.items() if name != "ok"})
 
+    def check(self, report: Path) -> tuple[str, ...]:
+        """Codes of what is wrong with a sealed report, `()` when every check ran and passed. Raises `PeerError` validator-…."""
+        answer = self.call("check", path=str(report), timeout=REPORT_SECONDS)
+        codes, checks = answer.get("codes"), answer.get("checks")
+        if not isinstance(codes, list) or not isinstance(checks, list) or set(checks) != CHECKS:
+            raise _odd()
+        return tuple(map(str, codes))
+
+    def store(self, endpoint: str, report: Path) -> str:
+        """Sends a sealed report: "stored" or "known". Raises `PeerError` store-refused, and of the archive."""
+        return _outcome(self.call("store", endpoint=endpoint, path=str(report), timeout=REPORT_SECONDS), {"stored", "known"})
+
+    def verify(self, endpoint: str, report: Path) -> str:
+        """What the archive gives back of it: "same", "other" or "absent"."""
+        answer = self.call("verify", endpoint=endpoint, path=str(report), timeout=REPORT_SECONDS)
+        return _outcome(answer, {"same", "other", "absent"})
+
     def attach(self, fds: Sequence[int], indexes: Sequence[int]) -> None:
         """Hands the reader its ends of the loader's sockets (at most 16), which are closed here. Records 0, 1, … are `indexes`.
 
@@ -193,6 +211,12 @@ def _arrived(entry: object) -> Arrived:
     if not isinstance(entry, dict) or {name: type(value) for name, value in entry.items()} != names:
         raise _odd()
     return Arrived(**{**entry, "path": Path(entry["path"])})
+
+
+def _outcome(answer: dict[str, Any], known: set[str]) -> str:
+    if answer.get("outcome") not in known:
+        raise _odd()
+    return str(answer["outcome"])
 
 
 def _count(value: object) -> int:

@@ -104,6 +104,8 @@ def get(
         request = event.request
         try:
             content = event.request.DataSet.getvalue()
+            if not content:
+                raise ValueError("an object without a data set")
             sink(
                 str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), str(event.context.transfer_syntax), content
             )

@@ -1,4 +1,4 @@
-"""Commands of the reading service, which is not built: each refuses with the code `not-built`, whatever it is given."""
+"""Commands of the reading service that are not built yet: each refuses with the code `not-built`, whatever it is given."""
 
 from typing import Annotated, Any, NoReturn
 
@@ -24,4 +24,4 @@ def register(app: cyclopts.App) -> None:
 
 def not_built(*arguments: Anything, as_json: AsJson = False, **options: Annotated[Any, Parameter(show=False)]) -> NoReturn:
     """Refuses: this part of the reading service is not there yet."""
-    raise Refusal(["not-built"], "this comes with the reading service, which is not built yet")
+    raise Refusal(["not-built"], "this part of the reading service is not built yet")

@@ -24,12 +24,6 @@ SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA9
 HEAD = 16 << 10
 MOST_ASSOCIATIONS = 64
 
-_config.LOG_HANDLER_LEVEL = "none"
-_config.LOG_REQUEST_IDENTIFIERS = False
-_config.LOG_RESPONSE_IDENTIFIERS = False
-_config.STORE_RECV_CHUNKED_DATASET = True
-_config.UNRESTRICTED_STORAGE_SERVICE = True  # private SOP classes too: what the archive holds is what we take
-
 
 @dataclass(frozen=True, slots=True)
 class Came:
@@ -131,6 +125,12 @@ class Engine:
         self._ae.acse_timeout = 30
         self._ae.add_supported_context(VERIFICATION)
         self._ae.add_supported_context(COMMITMENT, scu_role=True, scp_role=True)
+        # Of this process alone, and not at import: the library's settings are global, and elsewhere they are others.
+        _config.LOG_HANDLER_LEVEL = "none"
+        _config.LOG_REQUEST_IDENTIFIERS = False
+        _config.LOG_RESPONSE_IDENTIFIERS = False
+        _config.STORE_RECV_CHUNKED_DATASET = True
+        _config.UNRESTRICTED_STORAGE_SERVICE = True  # private SOP classes too: what the archive holds is what we take
         dimse_messages.NamedTemporaryFile = lambda **_: _Spool(keeping)  # type: ignore[assignment,attr-defined]
 
     def start(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:

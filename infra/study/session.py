@@ -1,4 +1,4 @@
-"""The study reader's verbs: open · facts · attach · detach · counts · fetch · report · holds. One connection is one study."""
+"""The study reader's verbs: open · facts · attach · detach · counts · fetch · report · check · store · verify · holds."""
 
 import os
 import socket
@@ -11,6 +11,7 @@ from typing import Any
 
 from blocks.archive import Archive, Listed
 from blocks.models import ModelPackage
+from infra.study import storing
 from infra.study.desk import Desk
 from infra.study.fetching import Fetching
 from infra.study.opened import Opened, Opener, SealedFile
@@ -116,6 +117,24 @@ class StudySession:
         held = self._held()
         held.pair()
         return report(held, self._opener, self._folder(), self._models, message)
+
+    def do_check(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Whether a sealed report passes every check that it must pass before it is stored."""
+        _close(fds)
+        _exact(message, {"path"})
+        return storing.check(self._opener, str(message["path"]))
+
+    def do_store(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Sends a sealed report to an endpoint's archive."""
+        _close(fds)
+        _exact(message, {"endpoint", "path"})
+        return storing.store(self._opener, str(message["path"]), self._archive(message["endpoint"]))
+
+    def do_verify(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Reads a report back from an endpoint's archive and compares every attribute."""
+        _close(fds)
+        _exact(message, {"endpoint", "path"})
+        return storing.verify(self._opener, str(message["path"]), self._archive(message["endpoint"]))
 
     def do_holds(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """How many studies are open in this process: for its health, and for whoever asks before a restart."""

@@ -69,6 +69,6 @@ def read_record(folder: Path, name: str) -> Capabilities:
         return Capabilities()
     try:
         record = parse(raw, limit=MAX_RECORD, what="capability record")
-        return Capabilities(frozenset(map(str, record["services"])), str(record["at"]))
+        return Capabilities(frozenset(map(str, record["services"])), frozenset(map(str, record["stores"])), str(record["at"]))
     except (Refusal, KeyError, TypeError, json.JSONDecodeError):
         raise Refusal(["capabilities-odd"], "the capability record is not one that a probe wrote: probe again") from None

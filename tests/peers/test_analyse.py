@@ -210,7 +210,7 @@ for index in loader.indices:
 for top in ("/workload", "/rapha", "/tmp", "/out", "/etc", "/proc/1", "/proc/self", "/dev/shm"):
     for path in Path(top).rglob("*") if "proc" not in top else Path(top).glob("*"):
         try:
-            if path.is_file() and path.name not in ("pagemap", "mem", "weights.safetensors", "kmsg"):
+            if path.is_file() and not {".venv", "pagemap", "mem", "weights.safetensors", "kmsg"} & set(path.parts):
                 with path.open("rb") as stream:
                     found.append(str(path) + stream.read(1 << 20).decode("latin-1"))
         except OSError:

@@ -1,0 +1,125 @@
+"""The reading service as its flows see it: profile, register, ledger, archives, the processes beside it, each made once."""
+
+import base64
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from blocks.archive import Archive
+from blocks.ledger import Ledger
+from blocks.models import ModelPackage, load_models
+from blocks.profile import Profile, load_profile
+from blocks.reading import ReadingRegister, StudyLease, open_reading_register
+from blocks.receiver import Receiver
+from blocks.study import StudyReader
+from policies.polling import PollSettings
+from rapha.canonical import digest, digest_of
+from rapha.errors import ConfigurationError
+from rapha.signing import load_private
+from tasks.attempt import Attempt
+from tasks.reading.analyse import AnalyseLimits
+from tasks.shared.probe import read_record
+
+NEEDED = (
+    "RAPHA_NODE_ID",
+    "RAPHA_STATE_DIR",
+    "RAPHA_KEYS_DIR",
+    "RAPHA_PROFILE_PATH",
+    "RAPHA_REGISTER_KEY_BASE64",
+    "RAPHA_STUDY_SOCKET",
+    "RAPHA_MODEL_LAUNCHER_SOCKET",
+    "RAPHA_MODELS_PATH",
+    "RAPHA_TRAINER_COMMAND",
+)
+OPTIONAL = ("RAPHA_RECEIVER_SOCKET", "RAPHA_RECEIVER_STORE", "RAPHA_REGISTER_URL")
+
+
+@dataclass(frozen=True)
+class Clinic:
+    """Opening it talks to no peer."""
+
+    environment: Mapping[str, str]
+    profile: Profile
+
+    @classmethod
+    def open(cls, environment: Mapping[str, str] = os.environ) -> "Clinic":
+        """Raises `ConfigurationError`, one code for each thing that is missing or wrong."""
+        missing = [name for name in NEEDED if not environment.get(name, "").strip()]
+        if missing:
+            codes = [f"missing-{name.removeprefix('RAPHA_').lower().replace('_', '-')}" for name in missing]
+            raise ConfigurationError(codes, f"not set: {', '.join(missing)}")
+        kept = {name: environment[name] for name in (*NEEDED, *OPTIONAL) if environment.get(name)}
+        return cls(kept, load_profile(Path(environment["RAPHA_PROFILE_PATH"]), environment))
+
+    @property
+    def state(self) -> Path:
+        return Path(self.environment["RAPHA_STATE_DIR"])
+
+    @property
+    def node_id(self) -> str:
+        return self.environment["RAPHA_NODE_ID"]
+
+    @property
+    def worker(self) -> str:
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    @property
+    def most(self) -> int:
+        """Studies in flight at once."""
+        return int(self.profile.values.get("workflow.max_concurrent_studies", 50))
+
+    @cached_property
+    def register(self) -> ReadingRegister:
+        return open_reading_register(self.environment)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.state / "ledger", load_private(Path(self.environment["RAPHA_KEYS_DIR"]) / "ledger.key"))
+
+    @cached_property
+    def models(self) -> tuple[ModelPackage, ...]:
+        return load_models(Path(self.environment["RAPHA_MODELS_PATH"]))
+
+    @cached_property
+    def limits(self) -> AnalyseLimits:
+        script = Path(self.environment["RAPHA_TRAINER_COMMAND"])
+        return AnalyseLimits(script=script, script_digest=digest(script.read_bytes()))
+
+    @property
+    def launcher(self) -> Path:
+        return Path(self.environment["RAPHA_MODEL_LAUNCHER_SOCKET"])
+
+    def archive(self, name: str) -> Archive:
+        """Raises `ConfigurationError(pacs-unknown)`, `Refusal(capabilities-odd)`."""
+        if name not in self.profile.endpoints:
+            raise ConfigurationError(["pacs-unknown"], "a study is registered for an endpoint that the profile does not name")
+        return Archive(self.profile.endpoints[name], read_record(self.state / "capabilities", name))
+
+    def polling(self, name: str) -> PollSettings:
+        return PollSettings(pacs=name, most=self.profile.endpoints[name].max_results)
+
+    def study(self) -> StudyReader:
+        """A new connection to the study reader: what it holds for us ends with it."""
+        return StudyReader(Path(self.environment["RAPHA_STUDY_SOCKET"]))
+
+    def receiver(self) -> Receiver | None:
+        """A new connection to the receiver, where one is configured."""
+        path, store = (self.environment.get(f"RAPHA_RECEIVER_{name}") for name in ("SOCKET", "STORE"))
+        return Receiver(Path(path), Path(store)) if path and store else None
+
+    def attempt(self, lease: StudyLease) -> Attempt:
+        """The attempt at one study, under a name that says nothing: digest of node, row and how often it was re-opened."""
+        folder = self.state / "reading" / str(lease.row) / f"{lease.order}-{lease.attempt}"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        job = digest_of({"rapha reading": self.node_id, "row": lease.row, "order": lease.order})
+        nonce = secrets.token_hex(32)
+        return Attempt(job=job, number=lease.attempt, nonce=nonce, mode=self.profile.mode, folder=folder, ledger=self.ledger)
+
+
+def register_key() -> str:
+    """A new key for RAPHA_REGISTER_KEY_BASE64."""
+    return base64.b64encode(secrets.token_bytes(32)).decode()

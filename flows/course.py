@@ -1,0 +1,167 @@
+"""One study on its way through the stages: what one stage leaves for the next. The flow calls the stages in their order."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from blocks.reading import Notice, StudyLease
+from blocks.study import BuiltReport, OpenedInstance, SealedFile
+from flows.clinic import Clinic
+from policies.completeness import Proof
+from policies.uid import derived_uid
+from rapha.errors import PeerError, Refusal
+from tasks.reading import analyse as analysing
+from tasks.reading import complete as completing
+from tasks.reading import retrieve as retrieving
+from tasks.reading.retrieve import Kept
+
+COMMITMENT = "storage commitment"
+COMMITMENT_SECONDS = 20.0
+SR_NAME = "Comprehensive 3D SR"
+
+
+class Course:
+    """The stages of one lease. Each may be called again after a failed peer; `close` lets go of all that is held."""
+
+    def __init__(self, clinic: Clinic, lease: StudyLease) -> None:
+        self.clinic, self.lease = clinic, lease
+        self.attempt, self.archive = clinic.attempt(lease), clinic.archive(lease.pacs)
+        self.register, self.open = clinic.register, ExitStack()
+        self.study = self.open.enter_context(clinic.study())
+        self.receiver = clinic.receiver()
+        if self.receiver is not None:
+            self.open.enter_context(self.receiver)
+        self.kept: dict[str, Kept] = {}
+        self.opened: tuple[OpenedInstance, ...] = ()
+        self.analysis: analysing.Analysis | None = None
+        self.built: BuiltReport | None = None
+        self.proof: Proof = ""
+        self.arrival: Any = None
+
+    def retrieve(self) -> None:
+        self._enter("retrieve")
+        self._drop_files()
+        self.arrival, self.kept = retrieving.retrieve(
+            self.lease, self.attempt, self.register, self.archive, self.study, self.receiver
+        )
+
+    def analyse(self, progress: Callable[[str, int, int], None]) -> None:
+        """Opens what was sealed, runs the models, and writes both sets into the register."""
+        self._enter("analyse")
+        order = sorted(self.kept)
+        self.opened = self.study.open([SealedFile(self.kept[uid].path, self.kept[uid].sha256) for uid in order])
+        if [one.sop_uid for one in self.opened] != order:
+            raise Refusal(["instance-named-otherwise"], "an instance and the archive name it differently", gate="analyse")
+        facts = [one.facts for one in self.opened]
+        clinic = self.clinic
+        self.analysis = analysing.analyse(self.study, facts, clinic.launcher, clinic.models, clinic.limits, progress)
+        self.register.analysed(self.lease, [order[index] for index in sorted(self.analysis.analysed)])
+        for index, reason in self.analysis.left_out.items():
+            self.register.not_applicable(self.lease, order[index], reason)
+
+    def report(self) -> None:
+        """Built, checked by all three, registered as ours before the archive can list it."""
+        self._enter("report")
+        if not self._found().analysed:
+            return
+        stores = self._stores()
+        built = self.study.report(
+            self._found().results,
+            at=self.lease.content_at,
+            device=self.clinic.node_id,
+            three_d=not stores or SR_NAME in stores,
+        )
+        if codes := self.study.check(built.path):
+            raise Refusal(sorted(codes), "the report does not pass its checks", gate="report")
+        self.register.referenced(self.lease, sorted(built.referenced))
+        self.register.own_series(self.lease, built.series_uid)
+        self.built = built
+
+    def store(self) -> None:
+        self._enter("store")
+        if self.built is not None and self.study.store(self.lease.pacs, self.built.path) == "known":
+            self._same()
+
+    def prove(self) -> None:
+        """Storage commitment where the archive offers it, else the report is read back and compared."""
+        self._enter("prove")
+        built = self.built
+        if built is None:
+            return
+        if COMMITMENT in self.archive.capabilities.services and self.receiver is not None:
+            transaction = derived_uid("transaction", [built.sop_uid, self.attempt.nonce])
+            pair = [(built.sop_class, built.sop_uid)]
+            report = self.archive.commit(pair, transaction, seconds=COMMITMENT_SECONDS, elsewhere=self.receiver.commitment)
+            if built.sop_uid not in report.committed:
+                raise PeerError("report-not-committed", "the archive does not commit to the report", peer="pacs")
+            self.proof = "commitment"
+            return
+        self._same()
+        self.proof = "read-back"
+
+    def complete(self) -> str:
+        """The closing statement; the study is done only once it stands in the ledger. The state it ends in."""
+        digest = self.built.sha256 if self.built else ""
+        completing.complete(self.arrival, self.lease, self.attempt, self.register, report=digest, proof=self.proof)
+        if not completing.was_completed(self.attempt):
+            raise Refusal(["statement-missing"], "the closing statement is not in the ledger", gate="completeness")
+        return self.register.finish(self.lease, int(time.time()), notices=self._notices())
+
+    def close(self) -> None:
+        """Closes the connections and removes the sealed files: what is needed again is fetched again."""
+        self.open.close()
+        self._drop_files()
+        if self.built is not None:
+            self.built.path.unlink(missing_ok=True)
+
+    def _same(self) -> None:
+        assert self.built is not None  # noqa: S101 - its callers have looked
+        found = self.study.verify(self.lease.pacs, self.built.path)
+        if found == "other":
+            raise Refusal(["report-conflict"], "the archive holds another object under the report's UID", gate="store")
+        if found != "same":
+            raise PeerError("report-not-there", "the archive does not give the report back", peer="pacs")
+
+    def _notices(self) -> list[Notice]:
+        found = self._found()
+        facts: dict[str, str | int] = {
+            "study": self.lease.row,
+            "findings": found.findings,
+            "critical": found.critical,
+            "analysed": len(found.analysed),
+            "left_out": len(found.left_out),
+        }
+        kind = "critical" if found.critical else "result"
+        return [Notice(kind=kind, recipient_group="radiology", template=kind, facts=facts)] if found.analysed else []  # type: ignore[arg-type]
+
+    def _stores(self) -> frozenset[str]:
+        return self.archive.capabilities.stores
+
+    def _found(self) -> analysing.Analysis:
+        if self.analysis is None:
+            raise Refusal(["stage-order"], "a stage ran before the one that it builds on", gate="reading")
+        return self.analysis
+
+    def _enter(self, stage: str) -> None:
+        """Stages go forward; a course that was tried before makes the earlier ones again without a word in the register."""
+        with contextlib.suppress(_Backwards):
+            self._entered(stage)
+
+    def _entered(self, stage: str) -> None:
+        try:
+            self.lease = self.register.enter(self.lease, stage, int(time.time()))
+        except Refusal as refusal:
+            if refusal.codes == ("stage-backwards",):
+                raise _Backwards from None
+            raise
+
+    def _drop_files(self) -> None:
+        for one in self.kept.values():
+            one.path.unlink(missing_ok=True)
+        self.kept = {}
+
+
+class _Backwards(Exception):
+    """The register's stage is a later one already."""

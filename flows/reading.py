@@ -1,0 +1,159 @@
+"""The reading service's flows: poll finds what is new, drain brings it through the stages, read takes one study now.
+
+    retrieve -> [arrival gate] -> analyse -> report -> store -> prove -> [completeness gate] -> done, and somebody is told
+
+One run of drain is a worker's whole shift, with many studies in flight. A parameter is a row's number, never an identifier. What
+is owed is the register's to say, what was decided the ledger's; the engine shows what is running.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from prefect import flow, runtime, tags
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from blocks.reading import StudyLease
+from flows.clinic import Clinic
+from flows.course import Course
+from flows.draining import Shift
+from flows.stages import async_stage, stage
+from rapha.errors import PeerError, RaphaError, Refusal
+from tasks.reading import poll as polling
+
+log = logging.getLogger("rapha.reading")
+LEASE_SECONDS, RENEW_SECONDS = 120, 20.0
+FIRST_PAUSE = 60  # seconds before a failed study is tried again; doubled each time
+SHIFT_SECONDS, IDLE_SECONDS = 3300.0, 45.0
+
+_courses: dict[int, Course] = {}
+
+
+def halt(task: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
+    """The state hook of the gated stages: on a refusal the study's connections end, and with them what was opened of it."""
+    row = int(run.name.rpartition(" ")[2])
+    course = _courses.get(row)
+    if course is not None and isinstance(state.result(raise_on_failure=False), Refusal):
+        course.study.close()
+
+
+def _retrieve(row: int) -> None:
+    _courses[row].retrieve()
+
+
+def _analyse(row: int) -> None:
+    _courses[row].analyse(lambda model, handed, total: log.info("row %d: %s %d of %d", row, model, handed, total))
+
+
+def _report(row: int) -> None:
+    _courses[row].report()
+
+
+def _store(row: int) -> None:
+    _courses[row].store()
+
+
+def _prove(row: int) -> None:
+    _courses[row].prove()
+
+
+def _complete(row: int) -> str:
+    return _courses[row].complete()
+
+
+retrieve = async_stage(_retrieve, "retrieve", on_failure=[halt])
+analyse = async_stage(_analyse, "analyse", retries=0)
+report = async_stage(_report, "report", retries=1, on_failure=[halt])
+store = async_stage(_store, "store")
+prove = async_stage(_prove, "prove")
+complete = async_stage(_complete, "complete", retries=0, on_failure=[halt])
+ask = stage(polling.poll, "poll")
+
+
+@flow(name="poll", flow_run_name="poll {pacs}", retries=0, persist_result=False, result_serializer="json", log_prints=False)
+def poll(pacs: str = "primary") -> dict[str, int]:
+    """Asks one endpoint of the profile for what is new or changed, and writes it into the register. Counts."""
+    clinic, now = Clinic.open(), int(time.time())
+    clinic.register.reap(now)
+    found = ask(clinic.register, clinic.archive(pacs), clinic.polling(pacs), now)
+    return {"new": found.new, "changed": found.changed, "known": found.known, "own": found.own, "questions": found.questions}
+
+
+@flow(name="drain", retries=0, persist_result=False, result_serializer="json", log_prints=False)
+async def drain(seconds: float = SHIFT_SECONDS, idle: float = IDLE_SECONDS) -> dict[str, int]:
+    """One worker's shift: claims what is owed, the urgent first, and brings it to its end. How many rows came to which end."""
+    clinic = Clinic.open()
+    await asyncio.to_thread(clinic.register.reap, int(time.time()))
+    shift = Shift(lambda: _claimed(clinic), lambda lease: _studied(clinic, lease), clinic.most, idle, time.monotonic() + seconds)
+    return await shift.work()
+
+
+def named() -> str:
+    """The run's name in the UI."""
+    return f"read row {runtime.flow_run.parameters['row']}"
+
+
+@flow(name="read", flow_run_name=named, retries=0, persist_result=False, result_serializer="json", log_prints=False)
+async def read(row: int) -> dict[str, Any]:
+    """One study now, whatever waits before it: its end, and the codes of a failure."""
+    clinic = Clinic.open()
+    lease = await asyncio.to_thread(clinic.register.claim, clinic.worker, int(time.time()), LEASE_SECONDS, row=row)
+    if lease is None:
+        return {"row": row, "end": "not-owed"}
+    return {"row": row, "end": await _studied(clinic, lease)}
+
+
+def _claimed(clinic: Clinic) -> StudyLease | None:
+    return clinic.register.claim(clinic.worker, int(time.time()), LEASE_SECONDS)
+
+
+async def _studied(clinic: Clinic, lease: StudyLease) -> str:
+    """One study through its stages, its lease kept alive meanwhile; the end it came to."""
+    renewing = asyncio.ensure_future(_renewed(clinic, lease))
+    try:
+        with tags(f"row-{lease.row}", lease.priority, lease.pacs):
+            return await _staged(clinic, lease)
+    except RaphaError as error:
+        return await asyncio.to_thread(_failed, clinic, lease, error)
+    finally:
+        renewing.cancel()
+        course = _courses.pop(lease.row, None)
+        if course is not None:
+            await asyncio.to_thread(course.close)
+
+
+async def _staged(clinic: Clinic, lease: StudyLease) -> str:
+    _courses[lease.row] = await asyncio.to_thread(Course, clinic, lease)
+    row = lease.row
+    await retrieve(row)
+    await analyse(row)
+    await report(row)
+    await store(row)
+    await prove(row)
+    return await complete(row)
+
+
+async def _renewed(clinic: Clinic, lease: StudyLease) -> None:
+    """Keeps the lease. One that is lost ends here; the next write of its stages is refused."""
+    while True:
+        await asyncio.sleep(RENEW_SECONDS)
+        try:
+            await asyncio.to_thread(clinic.register.renew, lease, int(time.time()), LEASE_SECONDS)
+        except Refusal:
+            return
+        except PeerError:
+            continue  # tried again at the next turn; the lease itself is the bound
+
+
+def _failed(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:
+    """What failed is tried again later while it is a peer that failed; else, and after too many tries, it is a dead letter."""
+    now = int(time.time())
+    retry_at = now + FIRST_PAUSE * 2 ** (lease.attempt - 1) if isinstance(error, PeerError) else None
+    try:
+        clinic.attempt(lease).record("ended", state="failed", codes=sorted(error.codes), row=lease.row)
+        return clinic.register.fail(lease, list(error.codes), now, retry_at=retry_at)
+    except RaphaError as lost:
+        log.warning("row %d: %s", lease.row, ", ".join(lost.codes))  # the reaper finds it
+        return "lost"

@@ -1,0 +1,112 @@
+"""Stage retrieve: every instance that the archive lists, sealed on disk, and the list the same before and after.
+
+    list -> expect(before) -> fetch what is not here yet -> list again -> expect(after) -> arrival gate
+
+By C-GET or WADO-RS the study reader fetches; by C-MOVE the archive sends to the receiver, and sets decide what that came to
+(`policies.movement`). A list that changed meanwhile, or an instance that did not come, is a failed peer: it is tried again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blocks.archive import Archive, Listed
+from blocks.reading import ExpectedInstance, ReadingRegister, StudyLease
+from blocks.receiver import Arrived, Receiver
+from blocks.study import StudyReader
+from policies.completeness import ARRIVAL_GATE, ArrivalEvidence, arrival_facts
+from policies.movement import next_step
+from rapha.errors import PeerError
+from tasks.attempt import Attempt
+from tasks.gate import Cleared, require
+
+KINDS_OF_OTHERS = ("SR", "PR", "KO")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One sealed instance: its clear UID (in memory), the sealed file, SHA-256 of its data set."""
+
+    sop_uid: str
+    path: Path
+    sha256: str
+
+
+def retrieve(
+    lease: StudyLease,
+    attempt: Attempt,
+    register: ReadingRegister,
+    archive: Archive,
+    study: StudyReader,
+    receiver: Receiver | None,
+) -> tuple[Cleared[ArrivalEvidence], dict[str, Kept]]:
+    """The arrival verdict, and what was kept, by SOP Instance UID.
+
+    Raises `PeerError` archive-set-changed, archive-incomplete, receiver-missing and every code of archive, receiver and reader.
+    """
+    before = archive.list_study(lease.study_uid)
+    register.expect(lease, _expected(before), "before")
+    kept, conflicts = _fetched(lease, archive, study, receiver, before)
+    register.received(lease, [(one.sop_uid, one.sha256) for one in kept.values()])
+    after = archive.list_study(lease.study_uid)
+    register.expect(lease, _expected(after), "after")
+    was, now = {one.sop_uid for one in before}, {one.sop_uid for one in after}
+    if was != now:
+        raise PeerError("archive-set-changed", "the archive's list of the study changed during the retrieval", peer="pacs")
+    if missing := now - set(kept):
+        raise PeerError("archive-incomplete", f"{len(missing)} of {len(now)} listed instances did not arrive", peer="pacs")
+    names = {one.sop_uid: one.name for one in register.instances(lease.row)}
+    received = {names[uid]: one.sha256 for uid, one in kept.items() if uid in now}
+    facts: Mapping[str, Any] = arrival_facts([names[uid] for uid in was], [names[uid] for uid in now], received, conflicts)
+    evidence = ArrivalEvidence(**attempt.facts(attempt.job), **facts)
+    return require(ARRIVAL_GATE, evidence, attempt), {uid: one for uid, one in kept.items() if uid in now}
+
+
+def _expected(listed: Sequence[Listed]) -> list[ExpectedInstance]:
+    return [ExpectedInstance(sop_uid=one.sop_uid, sop_class=one.sop_class, series_uid=one.series_uid) for one in listed]
+
+
+def _fetched(
+    lease: StudyLease, archive: Archive, study: StudyReader, receiver: Receiver | None, wanted: Sequence[Listed]
+) -> tuple[dict[str, Kept], int]:
+    """(what arrived, how many of it came with two contents)."""
+    if archive.method == "C-MOVE":
+        arrived = _moved(lease, archive, receiver, wanted)
+    else:
+        arrived = study.fetch(lease.pacs, lease.study_uid, wanted) if wanted else []
+    kept = {one.sop_uid: Kept(one.sop_uid, one.path, one.sha256) for one in arrived if not one.conflict}
+    return kept, sum(one.conflict for one in arrived)
+
+
+def _moved(lease: StudyLease, archive: Archive, receiver: Receiver | None, wanted: Sequence[Listed]) -> list[Arrived]:
+    if receiver is None:
+        raise PeerError("receiver-missing", "retrieval is by C-MOVE, and no receiver is configured", peer="receiver")
+    number, names = receiver.message_id(), {one.sop_uid for one in wanted}
+    ticket = receiver.expect(archive.endpoint.calling_ae_title, number, sorted(names))
+    level, rounds, before = "STUDY", 0, set[str]()
+    while True:
+        rounds += 1
+        status = _round(lease.study_uid, archive, number, level, [one for one in wanted if one.sop_uid not in before])
+        arrived = receiver.arrived(ticket)
+        delivered = {one.sop_uid for one in arrived}
+        step = next_step(status, names, delivered, before=before, rounds=rounds, level=level)
+        if step == "done":
+            receiver.claim(ticket)
+            return [one for one in arrived if one.sop_uid in names]
+        if step == "failed":
+            receiver.forgo(ticket)
+            raise PeerError("archive-incomplete", f"{len(names - delivered)} of {len(names)} instances did not come", peer="pacs")
+        level = level if step == "retry" else "IMAGE"
+        before = delivered
+
+
+def _round(study: str, archive: Archive, number: int, level: str, left: Sequence[Listed]) -> int:
+    """One C-MOVE of the whole study, or one a series for what is missing; the worst status that was answered."""
+    if level == "STUDY":
+        return archive.move(study, message_id=number).status
+    worst = 0
+    for series in sorted({one.series_uid for one in left}):
+        uids = [one.sop_uid for one in left if one.series_uid == series]
+        worst = max(worst, archive.move(study, message_id=number, series=series, instances=uids).status)
+    return worst
