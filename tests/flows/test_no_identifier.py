@@ -316,6 +316,7 @@ def test_H06_every_place_was_there_to_be_searched(seen: Seen) -> None:
     assert refusals == ["train"]
 
 
+@pytest.mark.timeout(400)  # it searches every file of every mount that may be written to
 def test_C18_nothing_clear_is_on_a_filesystem_while_training_runs(seen: Seen, identifiers: Needles, pixels: Needles) -> None:
     assert seen.trained
     assert set(seen.trained) == set(seen.still)
