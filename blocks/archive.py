@@ -19,7 +19,7 @@ from blocks import stow
 from blocks.dimse import services
 from blocks.dimse.services import Commitment, Elsewhere, MoveOutcome, ToStore, part10
 from blocks.endpoint import Endpoint
-from blocks.pacs import Answer, DicomWeb, Timeouts, value_of
+from blocks.pacs import Answer, DicomWeb, Timeouts, WebTls, value_of
 from rapha.errors import ConfigurationError, PeerError
 
 Method = Literal["C-GET", "C-MOVE", "WADO-RS"]
@@ -28,6 +28,11 @@ STUDY, SERIES, INSTANCE, SOP_CLASS, MODALITY = "0020000D", "0020000E", "00080018
 _NAMES = "StudyInstanceUID StudyDate StudyTime ModalitiesInStudy PatientID AccessionNumber"
 STUDY_KEYS = (*_NAMES.split(), "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
 DUPLICATE = 0x0111
+COERCED = (
+    0xB000,
+    0xB006,
+    0xB007,
+)  # stored, with attributes changed, discarded, or not those of the SOP class (PS3.4 table B.2-1)
 # Storage SOP classes by what is common, nine an association, for archives that do not say of which class an instance is.
 _COMMON = "2 4 1 1.1 1.2 7 6.1 77.1.6 88.33 88.34 88.22 88.11 66.4 2.1 4.1 20 128 12.1 3.1 77.1.1 77.1.2 77.1.4 88.59 11.1 481.1"
 _CLASSES = [f"1.2.840.10008.5.1.4.1.1.{end}" for end in _COMMON.split()]
@@ -60,10 +65,14 @@ class Archive:
     def __init__(self, endpoint: Endpoint, capabilities: Capabilities | None = None, *, ca: Path | None = None) -> None:
         if not endpoint.port and not endpoint.dicomweb_url:
             raise ConfigurationError(["endpoint-without-protocol"], f"endpoint {endpoint.name} has neither port nor dicomweb_url")
+        if endpoint.tls and (endpoint.dicomweb_url or "https:").lower().startswith("http:"):
+            raise ConfigurationError(
+                ["endpoint-clear-dicomweb"], f"endpoint {endpoint.name} is secure: its dicomweb_url is https"
+            )
         self.endpoint = endpoint
         self.capabilities = capabilities or Capabilities()
         self._ca = ca or (endpoint.tls.ca_bundle if endpoint.tls else None)
-        self._timeouts = Timeouts(connect=endpoint.connect_seconds, idle=endpoint.idle_seconds)
+        self._timeouts = Timeouts(connect=endpoint.connect_seconds, idle=endpoint.idle_seconds, whole=endpoint.whole_seconds)
 
     @property
     def method(self) -> Method:
@@ -128,12 +137,18 @@ class Archive:
         return tuple(found[uid] for uid in sorted(found))
 
     def move(self, study: str, *, message_id: int, series: str | None = None, instances: Sequence[str] = ()) -> MoveOutcome:
-        """C-MOVE of a study, a series, or some of its instances, to our receiver."""
-        level, keys = _keys(study, series, instances)
-        return services.move(self.endpoint, keys, level, message_id=message_id)
+        """C-MOVE of a study, a series, or some of its instances, to our receiver. Many instances are asked for in several."""
+        outcomes: list[MoveOutcome] = []
+        for portion in _portions(instances) or [()]:
+            level, keys = _keys(study, series, portion)
+            outcomes.append(services.move(self.endpoint, keys, level, message_id=message_id))
+        return _joined(outcomes)
 
     def get(self, study: str, wanted: Sequence[Listed], sink: Sink) -> None:
-        """Each wanted instance as a DICOM file to `sink(sop_class, sop_uid, blocks)`; by WADO-RS or C-GET. Raises `PeerError`."""
+        """Each wanted instance as a DICOM file to `sink(sop_class, sop_uid, blocks)`; by WADO-RS or C-GET. Raises `PeerError`.
+
+        What comes is whatever the archive sends: the caller holds it against what was wanted.
+        """
         if self.method == "WADO-RS":
             self._wado(study, wanted, sink)
             return
@@ -145,28 +160,29 @@ class Archive:
             sink(sop_class, sop_uid, [part10(sop_class, sop_uid, syntax, content)])
 
         for series in sorted({one.series_uid for one in wanted}):
-            here = [one for one in wanted if one.series_uid == series]
-            classes = sorted({one.sop_class for one in here if one.sop_class})
-            for offered in [classes] if all(one.sop_class for one in here) else GUESSED:
-                left = [one.sop_uid for one in here if one.sop_uid not in came]
-                if left:
-                    level, keys = _keys(study, series, left)
-                    services.get(self.endpoint, keys, level, offered, keep)
+            for classes, instances in _by_class([one for one in wanted if one.series_uid == series]):
+                for portion in _portions([uid for uid in instances if uid not in came]):
+                    level, keys = _keys(study, series, portion)
+                    services.get(self.endpoint, keys, level, classes, keep)
 
     def store(self, study: str, objects: Sequence[ToStore]) -> dict[str, Literal["stored", "known"]]:
-        """SOP instance -> stored, or known: the archive has one of this UID, with which content is for `read_back` to show.
+        """SOP instance -> stored, or known: the archive has one of this UID, or says that it changed what it took (PS3.4 B.2.3).
 
-        Raises `PeerError` store-refused when any is neither.
+        With which content it is known is for `read_back` to show. Raises `PeerError` store-refused when any is neither,
+        store-full where the archive is out of resources.
         """
         if self.stores_by_web:
             url = self.endpoint.dicomweb_url or ""
-            answers = stow.stow(url, study, objects, ca=self._ca, token=self.endpoint.dicomweb_token, timeouts=self._timeouts)
+            how = {"ca": self._ca, "token": self.endpoint.dicomweb_token, "timeouts": self._timeouts, "tls": self._tls()}
+            answers = stow.stow(url, study, objects, **how)  # type: ignore[arg-type]
         else:
             answers = services.store(self.endpoint, objects)
-        refused = [code for one in objects if (code := answers.get(one.sop_instance, -1)) not in (0, DUPLICATE)]
+        codes = {one.sop_instance: answers.get(one.sop_instance, -1) for one in objects}
+        refused = [code for code in codes.values() if code not in (0, DUPLICATE, *COERCED)]
         if refused:
-            raise PeerError("store-refused", f"the archive refused {len(refused)} of {len(objects)} objects", peer="pacs")
-        return {one.sop_instance: "known" if answers[one.sop_instance] == DUPLICATE else "stored" for one in objects}
+            code = "store-full" if all(0xA700 <= one <= 0xA7FF for one in refused) else "store-refused"
+            raise PeerError(code, f"the archive refused {len(refused)} of {len(objects)} objects", peer="pacs")
+        return {name: "stored" if code == 0 else "known" for name, code in codes.items()}
 
     def commit(
         self,
@@ -208,7 +224,13 @@ class Archive:
         """Its DICOMweb side. Raises `ConfigurationError(endpoint-without-dicomweb)`."""
         if not self.endpoint.dicomweb_url:
             raise ConfigurationError(["endpoint-without-dicomweb"], f"endpoint {self.endpoint.name} has no dicomweb_url")
-        return DicomWeb(self.endpoint.dicomweb_url, timeouts=self._timeouts, ca=self._ca, token=self.endpoint.dicomweb_token)
+        token = self.endpoint.dicomweb_token
+        return DicomWeb(self.endpoint.dicomweb_url, timeouts=self._timeouts, ca=self._ca, token=token, tls=self._tls())
+
+    def _tls(self) -> WebTls | None:
+        """Its TLS for a request, its files read anew."""
+        tls = self.endpoint.tls
+        return WebTls(tls.client(self.endpoint.connect_seconds), tls.ca_bundle, tls.server_name) if tls else None
 
     def _pages(self, level: str, keys: Mapping[str, str], most: int) -> list[Answer]:
         web, found = self.web(), list[Answer]()
@@ -227,6 +249,38 @@ def _keys(study: str, series: str | None, instances: Sequence[str]) -> tuple[str
     if instances:
         keys["SOPInstanceUID"] = list(instances)
     return ("IMAGE" if instances else "SERIES" if series else "STUDY"), keys
+
+
+def _portions(instances: Sequence[str]) -> list[Sequence[str]]:
+    return [instances[at : at + services.MOST_UIDS] for at in range(0, len(instances), services.MOST_UIDS)]
+
+
+def _by_class(series: Sequence[Listed]) -> list[tuple[list[str], list[str]]]:
+    """(SOP classes to offer, instances) of each C-GET: only what is asked for may come, and all of that must be offered."""
+    if not all(one.sop_class for one in series):
+        return [(offered, [one.sop_uid for one in series]) for offered in GUESSED]
+    names = sorted({one.sop_class for one in series})
+    offers = [names[at : at + services.MOST_CLASSES] for at in range(0, len(names), services.MOST_CLASSES)]
+    return [(offered, [one.sop_uid for one in series if one.sop_class in offered]) for offered in offers]
+
+
+def _joined(outcomes: Sequence[MoveOutcome]) -> MoveOutcome:
+    """The worst status of several, the sum of counts that all of them gave."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+
+    def total(counts: Iterable[int | None]) -> int | None:
+        given = list(counts)
+        return None if None in given else sum(count or 0 for count in given)
+
+    return MoveOutcome(
+        max(one.status for one in outcomes),
+        total(one.completed for one in outcomes),
+        total(one.failed for one in outcomes),
+        total(one.warning for one in outcomes),
+        total(one.remaining for one in outcomes),
+        sum(one.pending for one in outcomes),
+    )
 
 
 def attributes_digest(file: bytes) -> str:

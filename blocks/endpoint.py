@@ -3,7 +3,10 @@
 TLS settings are read anew for each association: a certificate that was replaced on disk is used without a restart.
 """
 
+import contextlib
+import socket
 import ssl
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,21 +22,34 @@ BCP_195 += ":DHE-RSA-AES256-GCM-SHA384:DHE-RSA-AES128-GCM-SHA256"
 
 
 class NotingSocket(ssl.SSLSocket):
-    """Keeps why a handshake failed: the association's library reports only that it did."""
+    """Keeps why a handshake failed, and bounds it as a whole: the association's library does neither."""
 
     def do_handshake(self, block: bool = False) -> None:
+        context = self.context
+        seconds = context.seconds if isinstance(context, NotingContext) else 60.0
+        timer = threading.Timer(seconds, _shut, [self])
+        timer.daemon = True
+        timer.start()
         try:
             super().do_handshake(block)
-        except ssl.SSLError as error:
-            if isinstance(self.context, NotingContext):
-                self.context.failure = tls_code(error)
+        except OSError as error:
+            if isinstance(context, NotingContext):
+                context.failure = tls_code(error)
             raise
+        finally:
+            timer.cancel()
+
+
+def _shut(held: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(held, socket.SHUT_RDWR)
 
 
 class NotingContext(ssl.SSLContext):
-    """A context whose sockets note why their handshake failed, as one of the codes of `tls_code`."""
+    """A context whose sockets note why their handshake failed, as one of the codes of `tls_code`. seconds: of a handshake."""
 
     failure: str | None = None
+    seconds: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +67,10 @@ class TlsSettings:
     mutual_auth: bool = True
     server_name: str | None = None
 
-    def client(self) -> NotingContext:
-        """A context for associations that we open. Raises `ConfigurationError` tls-…."""
+    def client(self, seconds: float = 60.0) -> NotingContext:
+        """A context for connections that we open; a handshake has `seconds`. Raises `ConfigurationError` tls-…."""
         context = NotingContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.seconds = seconds
         context.sslsocket_class = NotingSocket
         self._load(context)
         return context
@@ -83,7 +100,7 @@ class TlsSettings:
             raise ConfigurationError(["tls-certificate-missing"], "mutual_auth needs cert_file and key_file")
 
 
-def tls_code(error: ssl.SSLError) -> str:
+def tls_code(error: OSError) -> str:
     """Why a handshake failed, as a code: by OpenSSL's verification codes (X509_V_ERR_…), else by kind."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return {10: "tls-certificate-expired", 62: "tls-name-differs", 64: "tls-name-differs"}.get(
@@ -97,6 +114,9 @@ class Endpoint:
     """One PACS. Times in seconds, `max_pdu` in bytes; `max_results`: answers beyond which a query is taken for cut short.
 
     ae_title: the archive's; calling_ae_title: ours; move_destination: the AE title under which the archive knows our receiver.
+    connect_seconds: to reach it and agree on an association; idle_seconds: without a byte; move_idle_seconds: the same during a
+    C-MOVE, in which an archive may say nothing while it sends elsewhere (PS3.4 C.4.2.3.1); whole_seconds: one operation, however
+    it drips.
     """
 
     name: str
@@ -113,6 +133,8 @@ class Endpoint:
     move_destination: str = "RAPHA"
     connect_seconds: float = 10.0
     idle_seconds: float = 60.0
+    move_idle_seconds: float = 300.0
+    whole_seconds: float = 3600.0
     max_pdu: int = 131072
     max_results: int = 500
 

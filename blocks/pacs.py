@@ -19,6 +19,7 @@ from dicomweb_client.web import DICOMwebClient
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from blocks.endpoint import NotingContext
 from blocks.multipart import Part, boundary_of, parts
 from rapha.canonical import nesting
 from rapha.errors import PeerError
@@ -42,6 +43,20 @@ class Timeouts:
     connect: float = 5.0
     idle: float = 30.0
     whole: float = 3600.0
+
+
+@dataclass(frozen=True)
+class WebTls:
+    """How requests are secured: by `context` alone. name: in the peer's certificate, the address's host when None."""
+
+    context: NotingContext
+    ca_bundle: Path
+    name: str | None = None
+
+    def pool(self) -> dict[str, Any]:
+        """Settings of a pool of connections."""
+        named = {"server_hostname": self.name, "assert_hostname": self.name} if self.name else {}
+        return {"ssl_context": self.context, "ca_certs": str(self.ca_bundle), **named}
 
 
 def raw_query(target: str) -> str:
@@ -74,23 +89,27 @@ class _RawHttpsPool(urllib3.HTTPSConnectionPool):
 
 
 class _RawAdapter(HTTPAdapter):
-    """requests' transport, with query strings as the archive reads them."""
+    """requests' transport, with query strings as the archive reads them and the endpoint's TLS."""
+
+    def __init__(self, tls: WebTls | None) -> None:
+        self._secured: dict[str, Any] = tls.pool() if tls else {}
+        super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
+        super().init_poolmanager(*args, **{**kwargs, **self._secured})
         self.poolmanager.pool_classes_by_scheme = {"http": _RawHttpPool, "https": _RawHttpsPool}
 
 
 class _Session(requests.Session):
     """A session that reads bounded answers from the configured archive alone."""
 
-    def __init__(self, ca: Path | None, whole: float) -> None:
+    def __init__(self, ca: Path | None, whole: float, tls: WebTls | None) -> None:
         super().__init__()
         self.trust_env = False
-        self.verify = str(ca) if ca else True
+        self.verify = str(tls.ca_bundle) if tls else str(ca) if ca else True
         self._whole = whole
-        self.mount("http://", _RawAdapter())
-        self.mount("https://", _RawAdapter())
+        self.mount("http://", _RawAdapter(None))
+        self.mount("https://", _RawAdapter(tls))
 
     def get(self, url: str | bytes, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         kwargs["headers"] = {k: v for k, v in (kwargs.get("headers") or {}).items() if k != "Host"}  # it leaves the port out
@@ -115,8 +134,8 @@ class _Session(requests.Session):
 class DicomWeb:
     """One archive. Safe to use from several threads for retrieval.
 
-    base_url: the DICOMweb root; ca: PEM bundle that replaces the system's; token: bearer token, if the archive wants one.
-    Every failure, refusal or odd answer of the archive is a `PeerError` pacs-….
+    base_url: the DICOMweb root; ca: PEM bundle that replaces the system's; tls: the endpoint's own TLS, instead; token: bearer
+    token, if the archive wants one. Every failure, refusal or odd answer of the archive is a `PeerError` pacs-…, or tls-….
     """
 
     def __init__(
@@ -127,6 +146,7 @@ class DicomWeb:
         ca: Path | None = None,
         token: str | None = None,
         max_instance_bytes: int = 8 << 30,
+        tls: WebTls | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._timeouts = timeouts or Timeouts()
@@ -134,13 +154,15 @@ class DicomWeb:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = DICOMwebClient(
             self.base_url,
-            session=_Session(ca, self._timeouts.whole),
+            session=_Session(ca, self._timeouts.whole, tls),
             headers=dict(self._headers),
             permissive_uid=True,
             timeout=(self._timeouts.connect, self._timeouts.idle),
         )
         self._client.set_http_retry_params(retry=False)
-        self._pool = urllib3.PoolManager(maxsize=4, block=True, retries=False, ca_certs=str(ca) if ca else None)
+        self._tls = tls
+        secured = tls.pool() if tls else {"ca_certs": str(ca) if ca else None}
+        self._pool = urllib3.PoolManager(maxsize=4, block=True, retries=False, **secured)
 
     def list_instances(self, filters: Mapping[str, str], fields: tuple[str, ...], *, most: int = 1_000_000) -> list[Answer]:
         """Every instance that matches `filters` (attribute keyword -> value), page by page, in DICOM JSON.
@@ -171,9 +193,7 @@ class DicomWeb:
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise PeerError("pacs-answer-odd", "the archive's answer to a query is not DICOM JSON", peer="pacs") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise PeerError(
-                "pacs-unreachable", f"the archive did not answer a query ({type(error).__name__})", peer="pacs"
-            ) from None
+            raise web_failure("pacs-unreachable", "did not answer a query", error, self._tls) from None
         if not isinstance(page, list) or not all(isinstance(answer, dict) for answer in page):
             raise PeerError("pacs-answer-odd", "the archive's answer to a query is not DICOM JSON", peer="pacs")
         return page
@@ -198,7 +218,7 @@ class DicomWeb:
                 raise PeerError("pacs-status", f"the archive answered a retrieval with status {response.status}", peer="pacs")
             yield self._dicom_parts(response)
         except urllib3.exceptions.HTTPError as error:
-            raise PeerError("pacs-retrieve", f"the archive broke off a retrieval ({type(error).__name__})", peer="pacs") from None
+            raise web_failure("pacs-retrieve", "broke off a retrieval", error, self._tls) from None
         finally:
             if response is not None:
                 response.close()
@@ -225,6 +245,13 @@ class DicomWeb:
             if size > self._max_bytes:
                 raise PeerError("pacs-instance-too-large", f"an instance is larger than {self._max_bytes} bytes", peer="pacs")
             yield block
+
+
+def web_failure(code: str, what: str, error: Exception, tls: WebTls | None) -> PeerError:
+    """`code`, or why the TLS handshake failed."""
+    if tls is not None and tls.context.failure:
+        return PeerError(tls.context.failure, "the TLS handshake with the archive failed", peer="pacs")
+    return PeerError(code, f"the archive {what} ({type(error).__name__})", peer="pacs")
 
 
 def value_of(answer: Mapping[str, Any], tag: str) -> str:

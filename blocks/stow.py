@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import urllib3
 
 from blocks.dimse.services import ToStore
-from blocks.pacs import MAX_NESTING, Timeouts
+from blocks.pacs import MAX_NESTING, Timeouts, WebTls, web_failure
 from rapha.canonical import nesting
 from rapha.errors import PeerError
 
@@ -26,18 +27,23 @@ def stow(
     ca: Path | None = None,
     token: str | None = None,
     timeouts: Timeouts | None = None,
+    tls: WebTls | None = None,
 ) -> dict[str, int]:
-    """SOP instance -> 0 for stored, else the failure reason (PS3.18 table I.2-2; 0x0111: it has one of this UID).
+    """SOP instance -> 0 for stored, else the warning or failure reason (PS3.18 table I.2-2; 0x0111: it has one of this UID).
 
-    Raises `PeerError` stow-status for an answer that is none of 200, 202 and 409, stow-answer-odd, stow-unreachable. An instance
-    that the answer does not name is not stored.
+    Raises `PeerError` stow-status for an answer that is none of 200, 202 and 409, stow-answer-odd, stow-unreachable, tls-…. An
+    instance that the answer does not name is not stored.
     """
     limits = timeouts or Timeouts()
-    pool = urllib3.PoolManager(retries=False, ca_certs=str(ca) if ca else None)
+    secured = tls.pool() if tls else {"ca_certs": str(ca) if ca else None}
+    pool = urllib3.PoolManager(retries=False, **secured)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     found: dict[str, int] = {}
     for batch in _batches(objects):
-        found |= _sent(pool, f"{base_url.rstrip('/')}/studies/{study}", batch, headers, limits)
+        try:
+            found |= _sent(pool, f"{base_url.rstrip('/')}/studies/{study}", batch, headers, limits)
+        except urllib3.exceptions.HTTPError as error:
+            raise web_failure("stow-unreachable", "broke off a STOW", error, tls) from None
     return found
 
 
@@ -61,20 +67,21 @@ def _sent(
     boundary = secrets.token_hex(16)
     kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
     length = sum(one.path.stat().st_size + len(_head(boundary)) + 2 for one in batch) + len(_end(boundary))
-    try:
-        response = pool.request(
-            "POST",
-            url,
-            body=_body(batch, boundary),
-            headers={**headers, "Content-Type": kind, "Content-Length": str(length), "Accept": "application/dicom+json"},
-            timeout=urllib3.Timeout(connect=limits.connect, read=limits.idle),
-            redirect=False,
-            preload_content=False,
-        )
-        raw = response.read(MAX_ANSWER + 1)
-        response.close()
-    except urllib3.exceptions.HTTPError as error:
-        raise PeerError("stow-unreachable", f"the archive broke off a STOW ({type(error).__name__})", peer="pacs") from None
+    response = pool.request(
+        "POST",
+        url,
+        body=_body(batch, boundary),
+        headers={**headers, "Content-Type": kind, "Content-Length": str(length), "Accept": "application/dicom+json"},
+        timeout=urllib3.Timeout(connect=limits.connect, read=limits.idle),
+        redirect=False,
+        preload_content=False,
+    )
+    raw, end = b"", time.monotonic() + limits.whole
+    while len(raw) <= MAX_ANSWER and (block := response.read1(1 << 16)):
+        raw += block
+        if time.monotonic() > end:
+            raise PeerError("stow-slow", "the archive's answer to a STOW does not end", peer="pacs")
+    response.close()
     if response.status not in (200, 202, 409):
         raise PeerError("stow-status", f"the archive answered a STOW with status {response.status}", peer="pacs")
     return _read(raw)
@@ -105,8 +112,8 @@ def _read(raw: bytes) -> dict[str, int]:
     try:
         answer: Any = json.loads(raw)
         answer = answer[0] if isinstance(answer, list) else answer
-        stored = {_uid(item): 0 for item in _items(answer, STORED)}
-        failed = {_uid(item): int(item["00081197"]["Value"][0]) for item in _items(answer, FAILED)}
+        stored = {_uid(item): _reason(item, "00081196", 0) for item in _items(answer, STORED)}
+        failed = {_uid(item): _reason(item, "00081197", 0x0110) or 0x0110 for item in _items(answer, FAILED)}
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         raise odd from None
     return {**stored, **failed}
@@ -115,6 +122,12 @@ def _read(raw: bytes) -> dict[str, int]:
 def _items(answer: dict[str, Any], tag: str) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = answer.get(tag, {}).get("Value", [])
     return items
+
+
+def _reason(item: dict[str, Any], tag: str, otherwise: int) -> int:
+    """Warning Reason or Failure Reason; `otherwise` where the archive gives none."""
+    values = item.get(tag, {}).get("Value") or [otherwise]
+    return int(values[0])
 
 
 def _uid(item: dict[str, Any]) -> str:

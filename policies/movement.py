@@ -6,7 +6,7 @@
     nothing delivered                          retry; twice the same: failed
 
 A status and its counts are hints: archives leave counts out, count wrongly, and answer success with nothing sent (PS3.4 C.4.2.1.6
-makes counts optional in the final answer). What decides is which instances arrived.
+makes counts optional in the final answer). What decides is which instances arrived, also when there was no final answer at all.
 """
 
 from collections.abc import Set
@@ -19,8 +19,10 @@ DESTINATION_UNKNOWN = 0xA801
 MOST_ROUNDS = 4
 
 
-def next_step(status: int, wanted: Set[str], delivered: Set[str], *, before: Set[str], rounds: int, level: str = "STUDY") -> Step:
-    """What to do after a round that ended with `status`.
+def next_step(
+    status: int | None, wanted: Set[str], delivered: Set[str], *, before: Set[str], rounds: int, level: str = "STUDY"
+) -> Step:
+    """What to do after a round that ended with `status`, None where the association broke before the final answer.
 
     wanted: instances that the archive lists; delivered: those of them that arrived so far; before: those that had arrived when
     the round began; rounds: how many were made; level: at which one the round asked.
@@ -31,15 +33,17 @@ def next_step(status: int, wanted: Set[str], delivered: Set[str], *, before: Set
         return "failed"
     if (delivered & wanted) - before:
         return "retry-missing"
-    if level == "STUDY" and (0xC000 <= status <= 0xCFFF or status in (SUCCESS, WARNING)):
+    if level == "STUDY" and status is not None and (0xC000 <= status <= 0xCFFF or status in (SUCCESS, WARNING)):
         return "look-closer"  # it cannot, or says that it sent and nothing came
     if status in (*OUT_OF_RESOURCES, CANCELED) or rounds < 2:
         return "retry"
     return "failed"
 
 
-def hints(status: int, completed: int | None, failed: int | None, wanted: int, came: int) -> tuple[str, ...]:
+def hints(status: int | None, completed: int | None, failed: int | None, wanted: int, came: int) -> tuple[str, ...]:
     """Codes of what the archive said that is not so: for the audit trail and the capability record, never for the decision."""
+    if status is None:
+        return ("move-broken-off",)
     found = []
     if status == SUCCESS and came < wanted:
         found.append("move-success-incomplete")

@@ -1,11 +1,11 @@
 """An association as its user opens it (PS3.8), on pynetdicom.
 
-Two things are mended here that the library leaves open. Its reactor thread may take an answer off the queue that its caller waits
-for (`_Checkpoint`). And the peer's small answers wait for our delayed acknowledgement, 40 ms a message, unless the socket says
-TCP_NODELAY and, after each receive, TCP_QUICKACK.
+Three things are mended here that the library leaves open. Its reactor thread may take an answer off the queue that its caller
+waits for (`_Checkpoint`). A peer that stalls inside a PDU holds it for ever, and the peer's small answers wait for our delayed
+acknowledgement, 40 ms a message, unless the socket says TCP_NODELAY and, after each receive, TCP_QUICKACK (`blocks.dimse.watch`).
 """
 
-import socket
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
+from blocks.dimse.watch import Watch
 from blocks.endpoint import Endpoint
 from rapha.errors import PeerError
 
@@ -28,6 +29,8 @@ _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = False
 _config.LOG_RESPONSE_IDENTIFIERS = False
 _config.STORE_SEND_CHUNKED_DATASET = True
+# Even its errors may quote what it could not decode.
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
 
 class _Checkpoint:
@@ -81,14 +84,6 @@ def mend() -> None:
 mend()
 
 
-def hurry(event: Any) -> None:
-    """Handler of EVT_CONN_OPEN and EVT_DATA_RECV: no delay in sending, none in acknowledging (Linux forgets the second)."""
-    held = event.assoc.dul.socket
-    if held is not None and held.socket is not None:
-        held.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        held.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
 def contexts(sop_classes: Sequence[str], syntaxes: Sequence[str] = PLAIN) -> list[PresentationContext]:
     """One presentation context a SOP class, at most 128 (PS3.8 9.3.2)."""
     return [build_context(sop_class, list(syntaxes)) for sop_class in sop_classes[:128]]
@@ -96,36 +91,62 @@ def contexts(sop_classes: Sequence[str], syntaxes: Sequence[str] = PLAIN) -> lis
 
 @contextmanager
 def associated(
-    endpoint: Endpoint, offered: Sequence[PresentationContext], *, roles: Sequence[Any] = (), handlers: Sequence[Any] = ()
+    endpoint: Endpoint,
+    offered: Sequence[PresentationContext],
+    *,
+    roles: Sequence[Any] = (),
+    handlers: Sequence[Any] = (),
+    idle: float | None = None,
 ) -> Iterator[Association]:
     """An established association with `endpoint`; released at the end, aborted when the work in it fails.
 
-    Raises `PeerError` dimse-unreachable, dimse-rejected, dimse-aborted, dimse-no-context, tls-….
+    idle: seconds without a byte in either direction, the endpoint's when None. Raises `PeerError` dimse-unreachable,
+    dimse-rejected, dimse-aborted, dimse-no-context, dimse-timeout, dimse-slow, tls-….
     """
+    watch = Watch(idle=idle or endpoint.idle_seconds, negotiation=endpoint.connect_seconds, max_pdu=endpoint.max_pdu)
+    try:
+        association = _established(endpoint, offered, roles, handlers, watch)
+        watch.begin(endpoint.whole_seconds)
+        try:
+            yield association
+        except BaseException:
+            watch.farewell()
+            association.abort()
+            raise
+        if association.is_established:
+            watch.farewell()
+            association.release()
+    except PeerError as error:
+        raise watch.named(error) from None
+    finally:
+        watch.stop()
+
+
+def _established(
+    endpoint: Endpoint, offered: Sequence[PresentationContext], roles: Sequence[Any], handlers: Sequence[Any], watch: Watch
+) -> Association:
     ae = AE(endpoint.calling_ae_title)
     ae.connection_timeout, ae.acse_timeout = endpoint.connect_seconds, endpoint.connect_seconds
-    ae.dimse_timeout, ae.network_timeout = endpoint.idle_seconds, endpoint.idle_seconds
-    context = endpoint.tls.client() if endpoint.tls else None
+    # A message may be large and take its time; the watch sees whether its bytes still come.
+    ae.dimse_timeout, ae.network_timeout = endpoint.whole_seconds, None
+    context = endpoint.tls.client(endpoint.connect_seconds) if endpoint.tls else None
     name = (endpoint.tls.server_name or endpoint.host) if endpoint.tls else None
-    association = ae.associate(
-        endpoint.host,
-        endpoint.port,
-        contexts=list(offered),
-        ae_title=endpoint.ae_title,
-        max_pdu=endpoint.max_pdu,
-        ext_neg=list(roles),
-        tls_args=(context, name) if context is not None else None,  # type: ignore[arg-type]
-        evt_handlers=[(evt.EVT_CONN_OPEN, hurry), (evt.EVT_DATA_RECV, hurry), *handlers],
-    )
+    try:
+        association = ae.associate(
+            endpoint.host,
+            endpoint.port,
+            contexts=list(offered),
+            ae_title=endpoint.ae_title,
+            max_pdu=endpoint.max_pdu,
+            ext_neg=list(roles),
+            tls_args=(context, name) if context is not None else None,  # type: ignore[arg-type]
+            evt_handlers=[(evt.EVT_CONN_OPEN, watch.held), *handlers],
+        )
+    except OSError:  # a name that does not resolve
+        raise _failed("dimse-unreachable", "the archive's host name has no address") from None
     if not association.is_established:
         raise _not_established(association, context)
-    try:
-        yield association
-    except BaseException:
-        association.abort()
-        raise
-    if association.is_established:
-        association.release()
+    return association
 
 
 def _not_established(association: Association, context: Any) -> PeerError:

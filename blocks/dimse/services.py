@@ -24,6 +24,8 @@ FIND, MOVE, GET = (UID(f"1.2.840.10008.5.1.4.1.2.2.{n}") for n in (1, 2, 3))  # 
 COMMITMENT, COMMITMENT_INSTANCE = UID("1.2.840.10008.1.20.1"), UID("1.2.840.10008.1.20.1.1")
 PENDING, SUCCESS = (0xFF00, 0xFF01), 0x0000
 MOST_CLASSES = 9  # of one C-GET: an association has 128 presentation contexts (PS3.8 9.3.2.2)
+MOST_UIDS = 500  # in one key: a UI value ends at 65,534 bytes in Explicit VR (PS3.5 section 7.1.2)
+BROKEN_OFF = ("dimse-hung-up", "dimse-timeout", "dimse-slow")  # the association stood, and ended before the answer
 Answer = dict[str, Any]
 Sink = Callable[[str, str, str, bytes], None]
 
@@ -77,9 +79,10 @@ def move(
 ) -> MoveOutcome:
     """C-MOVE to our receiver (PS3.4 C.4.2). message_id: what the archive's C-STOREs will name as their originator's.
 
-    Raises `PeerError` for an association that fails; any status that was answered comes back in the outcome.
+    Raises `PeerError` for an association that fails, one of BROKEN_OFF where it did so after it stood; any status that was
+    answered comes back in the outcome.
     """
-    with associated(endpoint, contexts([MOVE])) as association:
+    with associated(endpoint, contexts([MOVE]), idle=endpoint.move_idle_seconds) as association:
         answers = association.send_c_move(_identifier(level, keys), endpoint.move_destination, MOVE, msg_id=message_id)
         return _outcome(association, answers, "C-MOVE", progress)
 
@@ -95,8 +98,9 @@ def get(
 ) -> MoveOutcome:
     """C-GET (PS3.4 C.4.3); each object goes to `sink(sop_class, sop_instance, transfer_syntax, data set as sent)`.
 
-    sop_classes: every class that the study holds, as C-FIND names them: one that is not offered fails the whole of it. A sink
-    that raises answers 0xA700, so that nothing counts as delivered that was not kept.
+    sop_classes: every class of what is asked for, as C-FIND names them, at most MOST_CLASSES: one that is not offered fails the
+    whole of it. A sink that raises answers 0xA700, so that nothing counts as delivered that was not kept; its `PeerError` is
+    raised here, anything else of the disk as retrieve-not-kept.
     """
     failures: list[BaseException] = []
 
@@ -120,7 +124,9 @@ def get(
     roles = [build_role(name, scp_role=True) for name in names]
     with associated(endpoint, [*contexts([GET]), *offered], roles=roles, handlers=[(evt.EVT_C_STORE, keep)]) as association:
         outcome = _outcome(association, association.send_c_get(_identifier(level, keys), GET), "C-GET", progress)
-    if failures:
+    for error in failures:
+        if isinstance(error, PeerError):
+            raise error
         raise PeerError("retrieve-not-kept", "an object could not be kept while it was received", peer="disk")
     return outcome
 
@@ -203,7 +209,9 @@ def commit(
     asked.TransactionUID = transaction
     asked.ReferencedSOPSequence = [_reference(*pair) for pair in references]
     try:
-        with associated(endpoint, contexts([COMMITMENT]), handlers=[(evt.EVT_N_EVENT_REPORT, report)]) as association:
+        handlers = [(evt.EVT_N_EVENT_REPORT, report)]
+        patience = max(endpoint.idle_seconds, seconds + 5)
+        with associated(endpoint, contexts([COMMITMENT]), handlers=handlers, idle=patience) as association:
             status, _ = association.send_n_action(asked, 1, COMMITMENT, COMMITMENT_INSTANCE)
             if code := answered(association, status, "N-ACTION"):
                 raise _status("commitment", code)
