@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ class Ledger:
     `recover`, signs for it after checking that it extends the chain. More than one such entry is refused.
     """
 
-    def __init__(self, folder: Path, key: Ed25519PrivateKey, *, every: int = 16) -> None:
-        self.folder, self._key, self._every = folder, key, every
+    def __init__(self, folder: Path, key: Ed25519PrivateKey, *, every: int = 16, adopt: bool = True) -> None:
+        """adopt: whether an entry that a crash left without its head is signed for. False drops whatever no head names: it was
+        never answered, so it never happened. Only so may several entries be written at once."""
+        self.folder, self._key, self._every, self._adopt = folder, key, every, adopt
 
     @classmethod
     def create(cls, folder: Path, key: Ed25519PrivateKey, ledger_id: str) -> "Ledger":
@@ -54,12 +56,21 @@ class Ledger:
         Raises `Refusal` ledger-unwritable, ledger-entry (too large, or without a canonical form), ledger-broken,
         ledger-truncated.
         """
+        return self.append_all([(kind, body, int(time.time()) if at is None else at)])[0]
+
+    def append_all(self, items: Sequence[tuple[str, dict[str, Any], int]]) -> list[Entry]:
+        """Writes an entry for each (kind, body, at), all of them or none, with one flush and one head. Raises as `append`."""
+        if len(items) > 1 and self._adopt:
+            raise ValueError("a ledger that adopts an entry without its head takes one at a time")
         try:
             with self._locked():
                 length, head = self._recovered()
-                entry = _readable(length, head, int(time.time()) if at is None else at, kind, body)
-                self._write(entry)
-                return entry
+                entries: list[Entry] = []
+                for seq, (kind, body, at) in enumerate(items, length):
+                    entries.append(_readable(seq, head, at, kind, body))
+                    head = entries[-1].hash
+                self._write(entries)
+                return entries
         except OSError as error:
             raise Refusal(["ledger-unwritable"], f"the ledger cannot be written: {error.strerror}") from None
 
@@ -84,19 +95,19 @@ class Ledger:
         except OSError as error:
             raise Refusal(["ledger-unwritable"], f"the ledger cannot be written: {error.strerror}") from None
 
-    def _write(self, entry: Entry) -> None:
-        """Entry, then head. Where one of them fails, what was written of the entry is taken back: it never happened."""
-        before = (self.folder / ENTRIES).stat().st_size
+    def _write(self, entries: list[Entry]) -> None:
+        """Entries, then head. Where one of them fails, what was written of the entries is taken back: they never happened."""
+        before, last = (self.folder / ENTRIES).stat().st_size, entries[-1]
         try:
-            self._append_line(ENTRIES, entry.line())
-            self._write_head(entry.seq + 1, entry.hash)
+            self._append_line(ENTRIES, b"".join(entry.line() for entry in entries))
+            self._write_head(last.seq + 1, last.hash)
         except OSError:
             if self._signed()[2] == before:  # else the new head is there already, and stands
                 os.truncate(self.folder / ENTRIES, before)
             raise
-        if self._every <= 1 or (entry.seq + 1) % self._every == 1:
+        if self._every <= 1 or any((entry.seq + 1) % self._every == 1 for entry in entries):
             self._trim_checkpoints()
-            self._append_line(CHECKPOINTS, canonical(self._mark(entry.seq + 1, entry.hash)) + b"\n")
+            self._append_line(CHECKPOINTS, canonical(self._mark(last.seq + 1, last.hash)) + b"\n")
 
     def _recovered(self) -> tuple[int, str]:
         length, head, end = self._signed()
@@ -108,7 +119,9 @@ class Ledger:
         with (self.folder / ENTRIES).open("r+b") as stream:
             stream.seek(end)
             tail = stream.read(MAX_LINE + 2)
-            if not tail.endswith(b"\n"):  # an append that a crash cut short: it was never answered, so it never happened
+            if not (
+                self._adopt and tail.endswith(b"\n")
+            ):  # an append that a crash cut short: it was never answered, so it never happened
                 stream.truncate(end)
                 os.fsync(stream.fileno())
                 return length, head

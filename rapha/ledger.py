@@ -12,7 +12,6 @@ elsewhere. `ledger.lock` orders those who write, and lets a reader see a line an
 
 import base64
 import fcntl
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +117,12 @@ def signed_head(length: int, head: str) -> bytes:
 
 
 def verify(folder: Path, key: Ed25519PublicKey | None = None) -> Report:
-    """The whole chain, its signed head and every checkpoint. `key` defaults to the one named in `ledger.json`.
+    """The whole chain, its signed head and every checkpoint. `key` defaults to the one named in `ledger.json`."""
+    return examine(folder, key)[0]
+
+
+def examine(folder: Path, key: Ed25519PublicKey | None = None) -> tuple[Report, list[Entry]]:
+    """`verify`, and the entries that it read: all of them where the report is good, else none.
 
     What must hold: 1 the folder and its three files are there; 2 every line is an entry in canonical form whose hash is right;
     3 seq counts from 0 without gap; 4 every prev is the hash before; 5 every checkpoint is signed and lies on the chain; 6 the
@@ -133,15 +137,16 @@ def verify(folder: Path, key: Ed25519PublicKey | None = None) -> Report:
             lines = _lines((folder / ENTRIES).read_bytes())
             raw_marks = [*_lines((folder / CHECKPOINTS).read_bytes()), (folder / HEAD).read_bytes()]
     except (OSError, Refusal) as error:
-        return Report(False, 0, "", "missing", None, f"cannot be read: {type(error).__name__}")
-    report = _verify_chain(lines, genesis(ledger_id))
+        return Report(False, 0, "", "missing", None, f"cannot be read: {type(error).__name__}"), []
+    report, entries = _verify_chain(lines, genesis(ledger_id))
     if not report.ok:
-        return report
+        return report, []
     try:
         marks = [parse(raw, what="checkpoint") for raw in raw_marks]
     except Refusal:
-        return Report(False, report.entries, report.head, "unsigned", None, "a checkpoint or the head is not JSON")
-    return _verify_marks(report, [json.loads(raw)["hash"] for raw in lines], marks, key)
+        return Report(False, report.entries, report.head, "unsigned", None, "a checkpoint or the head is not JSON"), []
+    report = _verify_marks(report, [entry.hash for entry in entries], marks, key)
+    return report, entries if report.ok else []
 
 
 def ledger_key(folder: Path) -> Ed25519PublicKey:
@@ -183,16 +188,16 @@ def _hash(entry: Entry) -> str:
     return Entry.make(entry.seq, entry.prev, entry.at, entry.kind, entry.body).hash
 
 
-def _verify_chain(lines: list[bytes], prev: str) -> Report:
+def _verify_chain(lines: list[bytes], prev: str) -> tuple[Report, list[Entry]]:
     seen: dict[str, int] = {}
     entries: list[Entry] = []
     for n, raw in enumerate(lines):
         try:
             entries.append(entry := read_entry(raw))
         except (Refusal, TypeError):
-            return Report(False, n, prev, "truncated" if not raw.endswith(b"\n") else "edited", n, "not an entry")
+            return Report(False, n, prev, "truncated" if not raw.endswith(b"\n") else "edited", n, "not an entry"), []
         if _hash(entry) != entry.hash:
-            return Report(False, n, prev, "edited", n, "its hash is not that of its content")
+            return Report(False, n, prev, "edited", n, "its hash is not that of its content"), []
         seen.setdefault(entry.hash, n)
     for n, entry in enumerate(entries):
         if entry.seq == n and entry.prev == prev:
@@ -200,8 +205,8 @@ def _verify_chain(lines: list[bytes], prev: str) -> Report:
             continue
         kind = _break_kind(entries, n, prev, seen)
         rehashed = kind == "edited" and n > 0 and entry.seq == n and _chained(entries, n)
-        return Report(False, n, prev, kind, n - 1 if rehashed else n, "the chain breaks here")
-    return Report(True, len(entries), prev)
+        return Report(False, n, prev, kind, n - 1 if rehashed else n, "the chain breaks here"), []
+    return Report(True, len(entries), prev), entries
 
 
 def _chained(entries: list[Entry], n: int) -> bool:
