@@ -276,6 +276,7 @@ class Audited:
 
     def __init__(self, act: Act) -> None:
         self.act, self.outcome, self.reason = act, 0, ""
+        self.operation = secrets.token_hex(8)
 
     def learned(self, **facts: Any) -> None:
         """Facts that were not known when the act began: `patient=…`, `studies=…`, `query=…`."""
@@ -295,7 +296,8 @@ def audited(trail: AuditTrail, kind: str, act: Act) -> Iterator[Audited]:
     The body does not run where its begin cannot be written (`PeerError` audit-unwritable). An end that cannot be written raises
     the same after an act that went well; after one that failed, its own error goes on, and the trail shows a begin without end.
     """
-    told, operation = Audited(act), secrets.token_hex(8)
+    told = Audited(act)
+    operation = told.operation
     trail.record(kind, act, stage="begin", operation=operation)
     try:
         yield told

@@ -17,6 +17,7 @@ COMMANDS = {
         "attest": "Attestation evidence: verify it offline; import collateral.",
         "node": "This machine's identity.",
     },
+    "audit": {"audit": "The audit trail: search it, count, export, and remove what is past its time."},
     "demo": {"demo": "The whole run on a made-up hospital: every gate's verdict, the receipt and who was credited what."},
     "doctor": {
         "doctor": "Look at every setting, key, peer, the clock, the disk and the isolation: one line each, "

@@ -12,7 +12,6 @@ Anything = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 COMMANDS = {
     "read": "The reading flow for one study now. Example: `rapha read 1.2.3 --priority urgent`",
     "notify": "Acknowledge a critical finding. Example: `rapha notify ack 17`",
-    "audit": "Search, report and export the audit trail. Example: `rapha audit search --kind query`",
 }
 
 

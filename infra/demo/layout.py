@@ -20,7 +20,7 @@ from rapha.signing import load_private, write_private, write_public
 
 NODE, OWNER, TEAM_KEY = "st-elsewhere", "aurora", "aurora-1"
 APPROVERS = ("custodian", "dpo", "caldicott")
-SIGNERS = ("ledger", "receipt", "team", "workload-signer", *APPROVERS)
+SIGNERS = ("ledger", "receipt", "audit", "team", "workload-signer", *APPROVERS)
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Layout:
         return self.private / "node"
 
     def signer(self, name: str) -> Ed25519PrivateKey:
-        """One of the demo's Ed25519 keys: ledger and receipt are the node's own."""
-        folder = self.node_keys if name in ("ledger", "receipt") else self.private
-        path = folder / f"{name}.key"
+        """One of the demo's Ed25519 keys: ledger, receipt and audit are the node's own."""
+        folder = self.node_keys if name in ("ledger", "receipt", "audit") else self.private
+        path = folder / ("audit.pem" if name == "audit" else f"{name}.key")
         return load_private(path) if path.exists() else write_private(path)
 
     def secret(self, name: str, size: int = 32) -> str:

@@ -118,6 +118,7 @@ def node_environment(
         "RAPHA_ORCHESTRATOR_API_BASE": f"{loopback}{ports.orchestrator}",
         "RAPHA_ORCHESTRATOR_CALLBACK_URL": f"{loopback}{ports.webhook}/orchestrator/callback",
         "RAPHA_PHI_HMAC_KEY_BASE64": layout.secret("pseudonym"),
+        "RAPHA_AUDIT_KEY_BASE64": layout.secret("audit"),
         "RAPHA_TRAINER_COMMAND": str(LAUNCHER),
         "RAPHA_DATASET_MANIFEST_PATH": str(layout.root / "manifest.json"),
         "RAPHA_OPA_POLICY_PATH": str(REGO),
