@@ -19,8 +19,9 @@ MAX_NODES = 1 << 16
 MAX_DEPTH = 16
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0 section 2.2
 _DATE_TIME = re.compile(r"-?\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?")
-_TEXT = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"}
-_VALUE = {**_TEXT, '"': "&quot;", "\t": "&#9;", "\n": "&#10;"}
+# Whatever some reader takes for the end of a line is written as a reference: a message is one line, in a name too.
+_TEXT = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{end: f"&#{ord(end)};" for end in "\r\n\x85\u2028\u2029"}}
+_VALUE = {**_TEXT, '"': "&quot;", "\t": "&#9;"}
 Check = Callable[[str], bool]
 
 

@@ -166,8 +166,8 @@ class _Wrong(Exception):
 class _Verifier:
     def __init__(self, folder: Path, trail_id: str, key: Ed25519PublicKey, numbers: list[int], kept: Kept | None) -> None:
         self._folder, self._id, self._key, self._numbers, self._kept = folder, trail_id, key, numbers, kept
-        self._entries, self._carried, self._head, self._length = 0, "", "", 0
-        self._carried_before: dict[str, int] = {}
+        self._carried, self._head, self._length = "", "", 0
+        self._counts: dict[int, int] = {}  # segment -> its entries
         self._gone: dict[int, dict[str, Any]] = {}  # removed segment -> its carry-over entry's body and hash
         self._said: dict[int, dict[str, Any]] = {}  # removed segment -> body of the entry that says so
         self._retired = 0
@@ -184,8 +184,10 @@ class _Verifier:
         except _Wrong as wrong:
             kind, segment, first_bad, detail = wrong.args
             count = len(self._numbers)
-            return TrailReport(False, count, self._entries, self._head, kind, segment, first_bad, detail)
-        return TrailReport(True, last, self._entries, self._head, segment=last, length=self._length, retired=len(self._gone))
+            return TrailReport(False, count, sum(self._counts.values()), self._head, kind, segment, first_bad, detail)
+        return TrailReport(
+            True, last, sum(self._counts.values()), self._head, segment=last, length=self._length, retired=len(self._gone)
+        )
 
     def _kept_is_gone(self) -> bool:
         """Whether the head that was kept is of a segment that was removed in its time, of which only the end is left."""
@@ -194,17 +196,19 @@ class _Verifier:
 
     def _all(self) -> int:
         """Walks the segments; the number of the newest."""
-        number, open_ended = 0, False
-        while not open_ended:
+        number = 0
+        while True:
             number += 1
             folder = segment_folder(self._folder, number)
             if not folder.is_dir():
                 self._no_segment(number)
-            open_ended = self._removed(number, folder) if _is_removed(folder) else self._present(number, folder)
-        beyond = [n for n in self._current_numbers() if n > number]
-        if beyond:
-            raise _Wrong(self._foreign_kind(beyond[0]), beyond[0], 0, "a segment follows one that was not closed")
-        return number
+            if not (self._removed(number, folder) if _is_removed(folder) else self._present(number, folder)):
+                continue
+            beyond = [n for n in self._current_numbers() if n > number]
+            if not beyond:
+                return number
+            if self._present(number, folder):  # a living node may have closed it since it was read
+                raise _Wrong(self._foreign_kind(beyond[0]), beyond[0], 0, "a segment follows one that was not closed")
 
     def _current_numbers(self) -> list[int]:
         with shared(self._folder):
@@ -230,8 +234,7 @@ class _Verifier:
             raise _Wrong(found.kind, number, found.first_bad, found.detail)
         for entry in entries:
             self._look(number, entry, entry is entries[-1])
-        self._entries += len(entries)
-        self._length = len(entries)
+        self._counts[number] = self._length = len(entries)
         self._head = entries[-1].hash if entries else found.head
         if not entries or entries[-1].kind != CARRY_OVER:
             return True
