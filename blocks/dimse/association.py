@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+from pydicom import config as pydicom_config
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
@@ -29,8 +30,10 @@ _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = False
 _config.LOG_RESPONSE_IDENTIFIERS = False
 _config.STORE_SEND_CHUNKED_DATASET = True
-# Even its errors may quote what it could not decode.
-logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+# Their errors and warnings quote what is not as it should be.
+for _name in ("pynetdicom", "pydicom"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
+pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
 
 
 class _Checkpoint:

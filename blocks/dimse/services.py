@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
@@ -264,9 +266,12 @@ def _identifier(level: str, keys: Mapping[str, str | Sequence[str]]) -> Dataset:
     identifier.QueryRetrieveLevel = level
     identifier.SpecificCharacterSet = "ISO_IR 192"
     for keyword, value in keys.items():
-        if tag_for_keyword(keyword) is None:
+        tag = tag_for_keyword(keyword)
+        if tag is None:
             raise PeerError("dimse-key-unknown", "a query key is no attribute of PS3.6", peer="pacs")
-        setattr(identifier, keyword, value if isinstance(value, str) else list(value))
+        # What is matched may be a range or a wildcard, and a warning about it would quote it.
+        given = value if isinstance(value, str) else list(value)
+        identifier.add(DataElement(tag, dictionary_VR(tag), given, validation_mode=IGNORE))
     return identifier
 
 

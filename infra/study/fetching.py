@@ -14,7 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from blocks.archive import Archive, Listed
 from blocks.instances import SealedWriter
 from blocks.part10 import FileMeta, read_meta
+from infra.receiver.head import named
 from rapha.errors import PeerError
+
+HEAD = 1 << 14  # bytes of a data set in which its own UIDs are looked for
 
 
 @dataclass
@@ -56,19 +59,23 @@ class Fetching:
 
 
 def _copied(blocks: Iterable[bytes], writer: SealedWriter) -> tuple[FileMeta, str]:
-    """(the file's own names, the digest of its data set). Raises `PeerError` pacs-not-dicom; `OSError` of the disk."""
+    """(the file's own names, the digest of its data set). Raises `PeerError` pacs-not-dicom, pacs-misnamed; `OSError`."""
     head, meta, total = bytearray(), None, hashlib.sha256()
     for block in blocks:
         writer.write(block)
+        if meta is None or len(head) < meta.length + HEAD:
+            head += block
         if meta is not None:
             total.update(block)
             continue
-        head += block
         meta = read_meta(bytes(head))
         if meta is not None:
             total.update(memoryview(head)[meta.length :])
     if meta is None:
         raise PeerError("pacs-not-dicom", "the archive sent an object that is not a DICOM file", peer="pacs")
+    inside = named(bytes(head[meta.length :]), meta.transfer_syntax)
+    if inside.get("sop_instance", meta.sop_instance) != meta.sop_instance:
+        raise PeerError("pacs-misnamed", "the archive sent an object under another UID than its own", peer="pacs")
     return meta, "sha256:" + total.hexdigest()
 
 
