@@ -4,6 +4,7 @@ What is used follows from the endpoint's configuration and, where a probe has wr
 port 0 has no DIMSE side, one without `dicomweb_url` no DICOMweb side.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -226,6 +227,15 @@ class Archive:
             raise ConfigurationError(["endpoint-without-dicomweb"], f"endpoint {self.endpoint.name} has no dicomweb_url")
         token = self.endpoint.dicomweb_token
         return DicomWeb(self.endpoint.dicomweb_url, timeouts=self._timeouts, ca=self._ca, token=token, tls=self._tls())
+
+    def web_alone(self) -> "Archive":
+        """The same endpoint without its DIMSE side."""
+        return Archive(dataclasses.replace(self.endpoint, port=0), self.capabilities, ca=self._ca)
+
+    def offers_stow(self) -> bool:
+        """Whether its DICOMweb side takes objects. Raises `PeerError` stow-unreachable, tls-…."""
+        url, token = self.endpoint.dicomweb_url or "", self.endpoint.dicomweb_token
+        return stow.offers_stow(url, token=token, timeouts=self._timeouts, ca=self._ca, tls=self._tls())
 
     def _tls(self) -> WebTls | None:
         """Its TLS for a request, its files read anew."""

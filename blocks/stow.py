@@ -16,6 +16,7 @@ from rapha.errors import PeerError
 
 BATCH_OBJECTS, BATCH_BYTES = 50, 64 << 20
 MAX_ANSWER = 4 << 20
+NO_SERVICE = (401, 403, 404, 405, 501)
 STORED, FAILED = "00081199", "00081198"  # Referenced, Failed SOP Sequence
 
 
@@ -45,6 +46,27 @@ def stow(
         except urllib3.exceptions.HTTPError as error:
             raise web_failure("stow-unreachable", "broke off a STOW", error, tls) from None
     return found
+
+
+def offers_stow(base_url: str, *, token: str | None, timeouts: Timeouts, ca: Path | None, tls: WebTls | None) -> bool:
+    """Whether there is a store service: asked with a request that holds no object. Raises `PeerError` stow-unreachable, tls-…."""
+    secured = tls.pool() if tls else {"ca_certs": str(ca) if ca else None}
+    headers = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=none', "Accept": "application/dicom+json"}
+    headers |= {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        answer = urllib3.PoolManager(retries=False, **secured).request(
+            "POST",
+            f"{base_url.rstrip('/')}/studies",
+            body=b"--none--\r\n",
+            headers=headers,
+            timeout=urllib3.Timeout(connect=timeouts.connect, read=timeouts.idle),
+            redirect=False,
+            preload_content=False,
+        )
+        answer.close()
+    except urllib3.exceptions.HTTPError as error:
+        raise web_failure("stow-unreachable", "did not answer a STOW", error, tls) from None
+    return answer.status not in NO_SERVICE
 
 
 def _batches(objects: Sequence[ToStore]) -> Iterator[list[ToStore]]:

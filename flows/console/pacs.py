@@ -5,6 +5,7 @@ import binascii
 import json
 import os
 import re
+import secrets
 import sys
 import time
 from collections import Counter
@@ -24,8 +25,10 @@ from blocks.endpoint import Endpoint
 from blocks.pacs import Answer, DicomWeb, value_of
 from blocks.part10 import MAX_META, read_meta
 from blocks.profile import load_profile
+from blocks.receiver import Receiver
 from policies.manifest import MAX_MANIFEST, read_manifest
 from policies.minimise import minimise_counted, project_key
+from policies.uid import derived_uid
 from rapha.canonical import parse
 from rapha.console.app import AsJson, Result, group
 from rapha.errors import ConfigurationError, PeerError, Refusal
@@ -37,6 +40,8 @@ MAX_INPUT = 64 << 20
 NO_PROJECT = "no-project"  # pseudonyms that join to no project's
 UNIQUE = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
 Level = Literal["study", "series", "instance"]
+Proof = Literal["auto", "commitment", "read-back"]
+COMMITMENT, COMMIT_SECONDS = "storage commitment", 60.0
 Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name in the profile; without one, `primary`.")]
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _FIELDS = ("00100020", "00080060", "00080020", "00180015")
@@ -173,37 +178,86 @@ def probe(*, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
     archive = _archive(pacs)
     record = probing.probe(archive, int(time.time()))
     path = probing.write_record(_capabilities(), record)
-    lines = [f"services: {', '.join(record['services']) or 'none'}", f"stores: {', '.join(record['stores']) or 'none'}"]
+    limit = record.get("limit", {})
+    lines = [
+        f"services: {', '.join(record['services']) or 'none'}",
+        f"stores: {', '.join(record['stores']) or 'none'}",
+        f"tls: {' '.join(record['tls'].values()) if record['tls'] else 'none'}",
+        *(
+            [f"one query: {limit['answers']} answers{' (a limit? ' + limit['sign'] + ')' if limit['sign'] else ''}"]
+            if limit
+            else []
+        ),
+    ]
     return Result({**record, "written": str(path)}, [*lines, f"written to {path}"])
 
 
 def store(*files: Path, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
-    """Store DICOM files at an endpoint, by C-STORE or STOW-RS. Exit 4 when it refuses one.
+    """Store DICOM files at an endpoint, by C-STORE or STOW-RS. Exit 4 when it refuses one, 3 when it holds another of its UID.
 
     Example: `rapha pacs store report.dcm --pacs primary`
     """
     archive, outcomes = _archive(pacs), list[str]()
     for study, objects in _by_study(files).items():
-        outcomes += archive.store(study, objects).values()
+        stored = archive.store(study, objects)
+        known = [one for one in objects if stored[one.sop_instance] == "known"]
+        if any(_held(archive, study, one) is False for one in known):
+            said = "the archive holds another object under a UID that was sent"
+            raise Refusal(["store-conflict"], said, gate="pacs")
+        outcomes += stored.values()
     counts = dict(Counter(outcomes))
     return Result({"pacs": pacs, **counts}, [f"{count} {outcome}" for outcome, count in counts.items()])
 
 
-def commit(*files: Path, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
-    """Have an endpoint show that it holds these files: each is read back, and every attribute compared. Exit 3 when one is not.
+def commit(*files: Path, pacs: Pacs = "primary", by: Proof = "auto", as_json: AsJson = False) -> Result:
+    """Have an endpoint show that it holds these files. Exit 3 when it does not hold one.
+
+    By storage commitment where a probe saw it and the node's receiver runs (the archive reports to it), else by reading each file
+    back and comparing every attribute.
 
     Example: `rapha pacs commit report.dcm --pacs primary`
+
+    Parameters
+    ----------
+    by
+        One of the two ways alone.
     """
-    archive, kept, lost = _archive(pacs), 0, 0
-    for study, objects in _by_study(files).items():
-        for one in objects:
-            series = str(dcmread(one.path, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True).SeriesInstanceUID)
-            found = archive.read_back(study, Listed(one.sop_instance, one.sop_class, series))
-            same = found is not None and found == attributes_digest(one.path.read_bytes())
-            kept, lost = kept + same, lost + (not same)
-    if lost:
-        raise Refusal(["not-committed"], f"the archive does not hold {lost} of {kept + lost} files as they are", gate="pacs")
-    return Result({"pacs": pacs, "held": kept}, [f"{pacs} holds {kept} files, every attribute the same"])
+    archive, studies = _archive(pacs), _by_study(files)
+    receiver = _receiver()
+    how = by if by != "auto" else "commitment" if COMMITMENT in archive.capabilities.services and receiver else "read-back"
+    everything = [(study, one) for study, objects in studies.items() for one in objects]
+    if how == "commitment":
+        held = _committed(archive, [one for _, one in everything], receiver)
+    else:
+        held = sum(_held(archive, study, one) is True for study, one in everything)
+    if lost := len(everything) - held:
+        raise Refusal(["not-committed"], f"the archive does not hold {lost} of {len(everything)} files as they are", gate="pacs")
+    said = "commits to" if how == "commitment" else "gives back, every attribute the same,"
+    return Result({"pacs": pacs, "held": held, "by": how}, [f"{pacs} {said} {held} files"])
+
+
+def _committed(archive: Archive, objects: Sequence[ToStore], receiver: Receiver | None) -> int:
+    """How many of them it commits to. The report comes on our association, or at the receiver where there is one."""
+    asked = [(one.sop_class, one.sop_instance) for one in objects]
+    transaction = derived_uid("transaction", [secrets.token_hex(16)])
+    if receiver is None:
+        report = archive.commit(asked, transaction, seconds=COMMIT_SECONDS)
+    else:
+        with receiver:
+            report = archive.commit(asked, transaction, seconds=COMMIT_SECONDS, elsewhere=receiver.commitment)
+    return sum(one.sop_instance in report.committed for one in objects)
+
+
+def _held(archive: Archive, study: str, one: ToStore) -> bool | None:
+    """Whether the archive gives the file back as it is; None where it gives nothing back."""
+    series = str(dcmread(one.path, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True).SeriesInstanceUID)
+    found = archive.read_back(study, Listed(one.sop_instance, one.sop_class, series))
+    return None if found is None else found == attributes_digest(one.path.read_bytes())
+
+
+def _receiver() -> Receiver | None:
+    path, store = (os.environ.get(f"RAPHA_RECEIVER_{name}", "").strip() for name in ("SOCKET", "STORE"))
+    return Receiver(Path(path), Path(store)) if path and store else None
 
 
 def _by_study(files: Sequence[Path]) -> dict[str, list[ToStore]]:

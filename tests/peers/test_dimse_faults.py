@@ -28,6 +28,7 @@ from infra.study.fetching import Fetching
 from policies.polling import PollSettings
 from rapha.errors import ConfigurationError, PeerError
 from tasks.reading.poll import poll
+from tasks.shared.probe import probe, read_record, write_record
 from tests.fixtures import misbehaving as m
 from tests.fixtures.certificates import Authority, authority
 from tests.fixtures.misbehaving import Misbehaving, Reply
@@ -276,6 +277,21 @@ def test_a_cap_of_500_loses_no_study(tmp_path: Path, limit: str) -> None:
         found = poll(register, Flat(pacs.endpoint(idle_seconds=20.0)), PollSettings(pacs="primary", most=500), noon)
     assert found.new == 620
     register.close()
+
+
+def test_a_probe_sees_a_cap_a_refusal_and_the_tls(tmp_path: Path) -> None:
+    noon, ours = 1705320000, authority(tmp_path)
+    with Misbehaving(studies(60), cap=50) as pacs:
+        assert probe(Archive(pacs.endpoint()), noon)["limit"] == {"answers": 50, "sign": "round-number"}
+    with Misbehaving(studies(20), refuses_beyond=10) as pacs:
+        assert probe(Archive(pacs.endpoint()), noon)["limit"] == {"answers": 0, "sign": "more-or-refused"}
+    with Misbehaving(studies(2), find_status=0xC000) as pacs:
+        assert probe(Archive(pacs.endpoint()), noon)["levels"]["STUDY"] == "dimse-find-refused"
+    with Misbehaving([], tls=serving(ours)) as pacs:
+        record = probe(Archive(pacs.endpoint(tls=tls_of(ours))), noon)
+    assert record["tls"]["version"] == "TLSv1.3" and record["tls"]["certificate_until"].endswith("GMT")
+    assert record["levels"] == {"STUDY": "answered", "SERIES": "nothing-to-ask", "IMAGE": "nothing-to-ask"}
+    assert read_record(write_record(tmp_path / "c", record).parent, "primary").services >= {"C-FIND", "C-GET", "C-MOVE"}
 
 
 def test_a_query_that_ends_badly_gives_no_part_of_an_answer() -> None:

@@ -1,4 +1,4 @@
-"""What a finished C-MOVE means: the table of status, level, round and delivered set, each cell with its result."""
+"""What a finished C-MOVE means: status × counts × delivered set, retyped, each cell with its result."""
 
 import pytest
 from hypothesis import given
@@ -6,41 +6,104 @@ from hypothesis import strategies as st
 
 from policies.movement import MOST_ROUNDS, hints, next_step
 
-A, AB, NONE = frozenset("a"), frozenset("ab"), frozenset[str]()
-#    status  delivered  before  rounds  level     step
-TABLE = [
-    (0x0000, AB, NONE, 1, "STUDY", "done"),
-    (0xB000, AB, NONE, 1, "STUDY", "done"),  # a warning, and yet all of it came
-    (0xC000, AB, NONE, 1, "STUDY", "done"),
-    (0x0000, A, NONE, 1, "STUDY", "retry-missing"),  # success, and one is not there
-    (0xB000, A, NONE, 1, "STUDY", "retry-missing"),
-    (0xA702, A, NONE, 1, "IMAGE", "retry-missing"),
-    (0x0000, NONE, NONE, 1, "STUDY", "look-closer"),  # success with nothing sent
-    (0xB000, NONE, NONE, 1, "STUDY", "look-closer"),
-    (0xC000, NONE, NONE, 1, "STUDY", "look-closer"),
-    (0xC111, A, A, 2, "STUDY", "look-closer"),
-    (0xA701, NONE, NONE, 1, "STUDY", "retry"),
-    (0xA702, A, A, 3, "IMAGE", "retry"),
-    (0xFE00, NONE, NONE, 2, "IMAGE", "retry"),
-    (0xC000, NONE, NONE, 1, "IMAGE", "retry"),
-    (0xC000, NONE, NONE, 2, "IMAGE", "failed"),
-    (0x0000, A, A, 2, "IMAGE", "failed"),  # the same is missing twice
-    (0xA801, NONE, NONE, 1, "STUDY", "failed"),  # the archive does not know our receiver
-    (0x0000, A, NONE, MOST_ROUNDS, "IMAGE", "failed"),
+ABC = frozenset("abc")
+ALL, SOME, NONE = ABC, frozenset("a"), frozenset[str]()
+LAST = MOST_ROUNDS
+RIGHT, MISSING, WRONG = "right", "missing", "wrong"
+
+# Every status × what arrived × counts, of a first round at study level, wanted = {a, b, c}. The counts' columns hold the hints,
+# which never change the step: `!` success is not so, `?` counts missing, `#` counts wrong, `~` warning though all came.
+#  status   delivered  step             right  missing  wrong
+MATRIX = [
+    (0x0000, ALL, "done", "", "?", "#"),
+    (0x0000, SOME, "retry-missing", "!", "!?", "!#"),
+    (0x0000, NONE, "look-closer", "!", "!?", "!#"),
+    (0xB000, ALL, "done", "~", "?~", "#~"),
+    (0xB000, SOME, "retry-missing", "", "?", "#"),
+    (0xB000, NONE, "look-closer", "", "?", "#"),
+    (0xC000, ALL, "done", "", "?", "#"),
+    (0xC000, SOME, "retry-missing", "", "?", "#"),
+    (0xC000, NONE, "look-closer", "", "?", "#"),
+    (0xCFFF, ALL, "done", "", "?", "#"),
+    (0xCFFF, SOME, "retry-missing", "", "?", "#"),
+    (0xCFFF, NONE, "look-closer", "", "?", "#"),
+    (0xA701, ALL, "done", "", "?", "#"),
+    (0xA701, SOME, "retry-missing", "", "?", "#"),
+    (0xA701, NONE, "retry", "", "?", "#"),
+    (0xA702, ALL, "done", "", "?", "#"),
+    (0xA702, SOME, "retry-missing", "", "?", "#"),
+    (0xA702, NONE, "retry", "", "?", "#"),
+    (0xA801, ALL, "done", "", "?", "#"),
+    (0xA801, SOME, "failed", "", "?", "#"),
+    (0xA801, NONE, "failed", "", "?", "#"),
+    (0xA900, ALL, "done", "", "?", "#"),
+    (0xA900, SOME, "retry-missing", "", "?", "#"),
+    (0xA900, NONE, "retry", "", "?", "#"),
+    (0xFE00, ALL, "done", "", "?", "#"),
+    (0xFE00, SOME, "retry-missing", "", "?", "#"),
+    (0xFE00, NONE, "retry", "", "?", "#"),
+    (None, ALL, "done", ">", ">", ">"),
+    (None, SOME, "retry-missing", ">", ">", ">"),
+    (None, NONE, "retry", ">", ">", ">"),
+]
+SIGNS = {
+    "!": "move-success-incomplete",
+    "?": "move-counts-missing",
+    "#": "move-counts-wrong",
+    "~": "move-warning-complete",
+    ">": "move-broken-off",
+}
+CELLS = [
+    (status, came, counts, step, said)
+    for status, came, step, *saids in MATRIX
+    for counts, said in zip((RIGHT, MISSING, WRONG), saids, strict=True)
 ]
 
 
-@pytest.mark.parametrize(("status", "delivered", "before", "rounds", "level", "step"), TABLE)
-def test_each_cell(status: int, delivered: frozenset[str], before: frozenset[str], rounds: int, level: str, step: str) -> None:
-    assert next_step(status, AB, delivered, before=before, rounds=rounds, level=level) == step
+@pytest.mark.parametrize(("status", "came", "counts", "step", "said"), CELLS)
+def test_each_cell_of_a_first_round(status: int | None, came: frozenset[str], counts: str, step: str, said: str) -> None:
+    assert next_step(status, ABC, came, before=NONE, rounds=1) == step
+    completed, failed = len(came), 3 - len(came)
+    given = {RIGHT: (completed, failed), MISSING: (None, None), WRONG: (completed + 1, failed)}[counts]
+    assert hints(status, *given, 3, completed) == tuple(SIGNS[sign] for sign in said)
+
+
+#    status  delivered before rounds level    step
+LATER = [
+    (0x0000, SOME, SOME, 2, "STUDY", "look-closer"),  # nothing new, and it was asked as a whole
+    (0xB000, SOME, SOME, 2, "STUDY", "look-closer"),
+    (0xC111, SOME, SOME, 2, "STUDY", "look-closer"),
+    (0x0000, SOME, SOME, 2, "IMAGE", "failed"),  # the same is missing twice
+    (0xB000, SOME, SOME, 2, "IMAGE", "failed"),
+    (0xC000, NONE, NONE, 1, "IMAGE", "retry"),
+    (0xC000, NONE, NONE, 2, "IMAGE", "failed"),
+    (0xA702, SOME, NONE, 1, "IMAGE", "retry-missing"),
+    (0xA702, SOME, SOME, 3, "IMAGE", "retry"),  # it may have room again
+    (0xA701, NONE, NONE, 3, "STUDY", "retry"),
+    (0xFE00, NONE, NONE, 2, "IMAGE", "retry"),
+    (None, NONE, NONE, 2, "STUDY", "failed"),  # broke off twice with nothing
+    (None, SOME, NONE, 2, "STUDY", "retry-missing"),
+    (None, SOME, SOME, 2, "IMAGE", "failed"),
+    (0x0000, SOME, NONE, LAST, "IMAGE", "failed"),
+    (0xA701, NONE, NONE, LAST, "STUDY", "failed"),
+    (None, SOME, NONE, LAST, "STUDY", "failed"),
+    (0xA801, ALL, SOME, LAST, "IMAGE", "done"),
+]
+
+
+@pytest.mark.parametrize(("status", "came", "before", "rounds", "level", "step"), LATER)
+def test_each_cell_of_a_later_round(
+    status: int | None, came: frozenset[str], before: frozenset[str], rounds: int, level: str, step: str
+) -> None:
+    assert next_step(status, ABC, came, before=before, rounds=rounds, level=level) == step
 
 
 SETS = st.frozensets(st.sampled_from("abcde"))
 
 
-@given(st.integers(0, 0xFFFF), SETS, SETS, SETS, st.integers(1, 6), st.sampled_from(["STUDY", "SERIES", "IMAGE"]))
+@given(st.none() | st.integers(0, 0xFFFF), SETS, SETS, SETS, st.integers(1, 6), st.sampled_from(["STUDY", "SERIES", "IMAGE"]))
 def test_sets_decide(
-    status: int, wanted: frozenset[str], delivered: frozenset[str], before: frozenset[str], rounds: int, level: str
+    status: int | None, wanted: frozenset[str], delivered: frozenset[str], before: frozenset[str], rounds: int, level: str
 ) -> None:
     step = next_step(status, wanted, delivered, before=before & delivered, rounds=rounds, level=level)
     assert (step == "done") is (wanted <= delivered)

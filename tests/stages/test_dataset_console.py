@@ -232,8 +232,8 @@ def test_the_dicomweb_side_answers_stores_and_holds(rapha, archive, tmp_path, mo
     status, said = rapha("pacs", "echo")
     assert (status, said["by"], said["answered"]) == (0, "QIDO-RS", True)
     status, said = rapha("pacs", "probe")
-    assert (status, said["services"]) == (0, ["QIDO-RS"])
-    assert json.loads((tmp_path / "capabilities" / "primary.json").read_bytes())["services"] == ["QIDO-RS"]
+    assert (status, said["services"]) == (0, ["QIDO-RS", "STOW-RS"])
+    assert json.loads((tmp_path / "capabilities" / "primary.json").read_bytes())["services"] == ["QIDO-RS", "STOW-RS"]
     assert rapha("pacs", "commit", str(tmp_path / "new.dcm"))[0] in (3, 4)
     assert rapha("pacs", "store", str(tmp_path / "new.dcm")) == (0, {"pacs": "primary", "stored": 1})
-    assert rapha("pacs", "commit", str(tmp_path / "new.dcm")) == (0, {"pacs": "primary", "held": 1})
+    assert rapha("pacs", "commit", str(tmp_path / "new.dcm")) == (0, {"pacs": "primary", "held": 1, "by": "read-back"})
