@@ -245,6 +245,15 @@ def test_a_node_that_signs_a_carry_over_that_does_not_say_what_it_must_is_found(
     assert found(trail.folder) == ("edited", 2, EACH)
 
 
+def test_a_carry_over_whose_own_signature_is_wrong_is_found(tmp_path: Path) -> None:
+    """Its hash is in the chain; the signature in it is what stands when the rest of its segment is gone."""
+    trail = segmented(tmp_path / "audit", segments=1)
+    last = entry(trail.folder, 1, EACH - 1)
+    body = {"segment": 1, "length": EACH, "last": last["hash"], "next": 2, "first_at": 0, "last_at": 0, "retired": 0}
+    trail._segments._ledger(1).append(CARRY_OVER, {**body, "signature": base64.b64encode(bytes(64)).decode()})
+    assert found(trail.folder) == ("unsigned", 1, EACH)
+
+
 @pytest.mark.parametrize("name", [HEAD, CHECKPOINTS, ENTRIES, GENESIS])
 @pytest.mark.parametrize("number", [2, 4])
 def test_H04_a_missing_file_is_not_a_valid_segment(folder: Path, name: str, number: int) -> None:
@@ -397,7 +406,7 @@ def test_H04_a_further_segment_removed_beside_the_expired_ones_is_found(retired:
     assert found(retired.folder) == ("deleted", 3, 0)
 
 
-@pytest.mark.parametrize("change", ["entry", "head", "id", "other", "gone", "odd"])
+@pytest.mark.parametrize("change", ["entry", "head", "signature", "id", "other", "gone", "odd"])
 def test_H04_a_tampered_remainder_of_a_removed_segment_is_found(retired: AuditTrail, change: str) -> None:
     path = segment_folder(retired.folder, 2) / CARRY
     left = json.loads(path.read_bytes())
@@ -405,6 +414,8 @@ def test_H04_a_tampered_remainder_of_a_removed_segment_is_found(retired: AuditTr
         left["entry"]["body"]["last_at"] = 1
     elif change == "head":
         left["head"]["length"] = 1
+    elif change == "signature":
+        left["head"]["signature"] = base64.b64encode(bytes(64)).decode()
     elif change == "id":
         left["id"] += "x"
     elif change == "other":
@@ -444,6 +455,15 @@ def test_H04_the_writer_itself_takes_no_entry_on_a_broken_trail(folder: Path) ->
     with pytest.raises(Refusal) as refused:
         AuditTrail(folder, KEY, SIGNER, source=SOURCE).record("transfer", transfer())
     assert refused.value.codes == ("audit-broken",)
+
+
+def test_H04_the_writer_does_not_sign_for_an_entry_that_somebody_added(folder: Path) -> None:
+    """It extends the chain; nobody was answered for it, so it is dropped and not adopted."""
+    last = entry(folder, 4, EACH - 1)
+    put(folder, 4, [*lines(folder, 4), Entry.make(EACH, last["hash"], last["at"], "audit.query", last["body"]).line()])
+    AuditTrail(folder, KEY, SIGNER, source=SOURCE, period="day").record("transfer", transfer(), at=START + 3 * DAY)
+    assert [json.loads(raw)["kind"] for raw in lines(folder, 4)] == ["audit.transfer"] * (EACH + 1)
+    assert verify_trail(folder, PUBLIC).ok
 
 
 def test_H04_a_broken_segment_is_not_carried_over(folder: Path) -> None:

@@ -239,6 +239,17 @@ def test_xml_that_is_no_message_is_refused_before_anything_is_expanded(raw: byte
     assert refused.value.codes in (("audit-xml",), ("audit-schema",))
 
 
+@pytest.mark.parametrize(
+    "doctype",
+    [b"<!DOCTYPE AuditMessage>", b'<!DOCTYPE AuditMessage [<!ENTITY a "b">]>', b'<!DOCTYPE AuditMessage SYSTEM "x.dtd">'],
+)
+def test_a_good_message_with_a_document_type_is_refused(doctype: bytes) -> None:
+    declared, start, rest = build(message("query")).partition(b"<AuditMessage>")
+    with pytest.raises(Refusal) as refused:
+        parse(declared + doctype + start + rest)
+    assert refused.value.codes == ("audit-xml",)
+
+
 def changed(node: Node, path: str, **attributes: str | None) -> Node:
     """The tree with attributes of the first element at `path` set, or taken away (None)."""
     here, _, rest = path.partition("/")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from blocks.audit import Act, AuditTrail, Patient, Study, Wanted, audited, create_audit_trail, failure, open_audit_trail
+from blocks.audit import Act, AuditTrail, Patient, Study, Wanted, _Waiter, audited, create_audit_trail, failure, open_audit_trail
 from policies.audit_events import KINDS
 from policies.audit_message import SopClass, disagreements, parse
 from policies.audit_report import Recorded
@@ -362,6 +362,24 @@ def test_one_failed_flush_fails_everyone_who_waited_on_it_and_nobody_else(
     assert codes == ["audit-unwritable"] * 100
     trail.record("transfer", transfer())
     assert whole(trail) == 1
+
+
+def test_more_than_one_group_that_waits_is_written_whole(trail: AuditTrail) -> None:
+    answered: list[int] = []
+    threads = [threading.Thread(target=lambda: answered.append(trail.record("transfer", transfer()).seq)) for _ in range(150)]
+    with trail._writing:  # nobody gets to write until all of them wait
+        for thread in threads:
+            thread.start()
+        while len(trail._waiting) < 150:
+            threads[0].join(0.01)
+    for thread in threads:
+        thread.join(20)
+    assert sorted(answered) == list(range(150)) and whole(trail) == 150
+
+
+def test_who_gets_to_write_before_his_turn_writes_those_before_him_too(trail: AuditTrail) -> None:
+    trail._waiting = [_Waiter(("audit.mark", {"n": n}, START)) for n in range(70)]  # more than one group
+    assert trail.record("transfer", transfer()).seq == 70 and whole(trail) == 71
 
 
 @pytest.mark.parametrize("years", [0, 11, -1, True, 2.5, "7"])
