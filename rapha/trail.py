@@ -24,7 +24,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from rapha.canonical import canonical, parse
 from rapha.errors import ConfigurationError, Refusal
@@ -166,6 +166,7 @@ class _Wrong(Exception):
 class _Verifier:
     def __init__(self, folder: Path, trail_id: str, key: Ed25519PublicKey, numbers: list[int], kept: Kept | None) -> None:
         self._folder, self._id, self._key, self._numbers, self._kept = folder, trail_id, key, numbers, kept
+        self._pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         self._carried, self._head, self._length = "", "", 0
         self._counts: dict[int, int] = {}  # segment -> its entries
         self._gone: dict[int, dict[str, Any]] = {}  # removed segment -> its carry-over entry's body and hash
@@ -252,16 +253,21 @@ class _Verifier:
             self._said[entry.body["segment"]] = {**entry.body, "at": entry.at, "in": number}
 
     def _check_id(self, number: int, folder: Path) -> None:
-        """The segment's own description must be the one that the carry-over before it makes, under the trail's key."""
+        """The segment's description must be, to the byte, what the carry-over before it and the trail's key make."""
+        expected = segment_id(self._id, number, self._carried)
         try:
-            described = parse((folder / GENESIS).read_bytes(), what="ledger description")
-            found, key = described["id"], load_pem_public_key(described["key"].encode())
-        except (OSError, Refusal, KeyError, TypeError, AttributeError, ValueError, UnsupportedAlgorithm) as error:
+            raw = (folder / GENESIS).read_bytes()
+            if raw == canonical({"id": expected, "key": self._pem, "version": 1}) + b"\n":
+                return
+            described = parse(raw, what="ledger description")
+            found, pem = described["id"], described["key"]
+        except (OSError, Refusal, KeyError, TypeError) as error:
             raise _Wrong("missing", number, None, f"the segment cannot be read: {type(error).__name__}") from None
-        if found != segment_id(self._id, number, self._carried):
+        if found != expected:
             raise _Wrong(self._foreign_kind(number, str(found)), number, 0, "the segment is not the one that belongs here")
-        if not isinstance(key, Ed25519PublicKey) or key.public_bytes_raw() != self._key.public_bytes_raw():
+        if pem != self._pem:
             raise _Wrong("unsigned", number, None, "the segment names another key than the trail's")
+        raise _Wrong("edited", number, None, "the segment's description is not as it was written")
 
     def _foreign_kind(self, number: int, found: str | None = None) -> str:
         """What a segment that does not belong here is."""
