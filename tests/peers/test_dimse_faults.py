@@ -328,6 +328,7 @@ def test_what_an_archive_encodes_wrongly_is_in_no_log(
             ("StudyDate", "DA", "NEEDLE-31.2."),
             ("StudyTime", "TM", "NEEDLE"),
             ("AccessionNumber", "SH", "NEEDLE" * 9),
+            ("InstanceCreatorUID", "UI", "1.NEEDLE.2"),
         ):
             answer[name] = DataElement(name, vr, value, validation_mode=IGNORE)
 
