@@ -31,11 +31,11 @@ SHIFT_SECONDS, IDLE_SECONDS = 3300.0, 45.0
 _courses: dict[int, Course] = {}
 
 
-def halt(task: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
+async def halt(task: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
     """The state hook of the gated stages: on a refusal the study's connections end, and with them what was opened of it."""
     row = int(run.name.rpartition(" ")[2])
     course = _courses.get(row)
-    if course is not None and isinstance(state.result(raise_on_failure=False), Refusal):
+    if course is not None and isinstance(await state.aresult(raise_on_failure=False), Refusal):
         course.study.close()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from prefect import task
@@ -24,6 +24,11 @@ def only_peers(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     return isinstance(error, PeerError)
 
 
+async def only_peers_async(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """The same inside an asynchronous flow, where a state gives its result only to whoever awaits it."""
+    return isinstance(await state.aresult(raise_on_failure=False), PeerError)
+
+
 def stage(body: Callable[P, R], name: str, *, retries: int = PEER_RETRIES) -> Task[P, R]:
     """The task around a stage's plain function. Only codes of an exception reach the engine (`tasks.stage.coded`)."""
     return task(
@@ -39,7 +44,7 @@ def stage(body: Callable[P, R], name: str, *, retries: int = PEER_RETRIES) -> Ta
     )(coded(body))
 
 
-Hook = Callable[[Task[..., Any], TaskRun, State[Any]], None]
+Hook = Callable[[Task[..., Any], TaskRun, State[Any]], Awaitable[None]]
 
 
 def async_stage(
@@ -58,7 +63,7 @@ def async_stage(
         retries=retries,
         retry_delay_seconds=exponential_backoff(backoff_factor=2),
         retry_jitter_factor=0.5,
-        retry_condition_fn=only_peers,
+        retry_condition_fn=only_peers_async,
         cache_policy=NO_CACHE,
         persist_result=False,
         log_prints=False,

@@ -1,5 +1,6 @@
 """What the engine does with a stage's end: a peer is asked again, a refusal and a bug never; its server hears codes only."""
 
+import asyncio
 import json
 import urllib.request
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-from flows.stages import stage
+from flows.stages import async_stage, stage
 from infra.demo.world import World
 from rapha.errors import PeerError, Refusal
 from tasks.stage import StageBug
@@ -28,7 +29,7 @@ def run(name: str, body: Any, retries: int = 2) -> None:
     only()
 
 
-@pytest.mark.parametrize(
+ENDS = pytest.mark.parametrize(
     ("error", "raised", "calls"),
     [
         (PeerError("archive-down", f"it said {NAME}", peer="pacs"), PeerError, 3),
@@ -37,6 +38,9 @@ def run(name: str, body: Any, retries: int = 2) -> None:
     ],
     ids=["peer", "refusal", "bug"],
 )
+
+
+@ENDS
 def test_only_a_failed_peer_is_asked_again(here: World, error: Exception, raised: type[Exception], calls: int) -> None:
     seen = []
 
@@ -48,6 +52,32 @@ def test_only_a_failed_peer_is_asked_again(here: World, error: Exception, raised
         run(f"ends-{raised.__name__.lower()}", body)
     assert len(seen) == calls
     assert NAME not in str(ended.value)
+
+
+@ENDS
+def test_so_it_is_for_many_rows_in_one_asynchronous_flow(
+    here: World, error: Exception, raised: type[Exception], calls: int
+) -> None:
+    seen, hooked = [], []
+
+    def body(row: int) -> None:
+        seen.append(row)
+        raise error
+
+    async def hook(_task: Any, run: Any, state: Any) -> None:
+        hooked.append(type(await state.aresult(raise_on_failure=False)))
+
+    made = async_stage(body, "one", retries=2, on_failure=[hook]).with_options(retry_delay_seconds=0, retry_jitter_factor=None)
+
+    @flow(name="rows", persist_result=False, log_prints=False)
+    async def rows() -> list[Any]:
+        return await asyncio.gather(made(1), made(2), return_exceptions=True)
+
+    ends = asyncio.run(rows())
+    assert [type(end) for end in ends] == [raised] * 2
+    assert sorted(seen) == [1] * calls + [2] * calls
+    assert hooked == [raised] * 2
+    assert not any(NAME in str(end) for end in ends)
 
 
 def test_J05_a_name_in_an_exception_does_not_reach_the_engines_server(here: World) -> None:
