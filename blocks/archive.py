@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 
 from blocks import stow
 from blocks.dimse import services
 from blocks.dimse.services import Commitment, Elsewhere, MoveOutcome, ToStore, part10
 from blocks.endpoint import Endpoint
 from blocks.pacs import Answer, DicomWeb, Timeouts, WebTls, value_of
+from blocks.part10 import UNREADABLE
 from rapha.errors import ConfigurationError, PeerError
 
 Method = Literal["C-GET", "C-MOVE", "WADO-RS"]
@@ -302,6 +302,6 @@ def attributes_digest(file: bytes) -> str:
     try:
         dataset = dcmread(BytesIO(file))
         plain = {f"{e.tag:08X}": e.to_json_dict(None, 1 << 40) for e in dataset if e.tag.element and e.tag != TRAILING_PADDING}
-    except (InvalidDicomError, ValueError, TypeError, AttributeError, EOFError, OSError):
+    except UNREADABLE:
         raise PeerError("pacs-file-odd", "the archive sent what is no DICOM file", peer="pacs") from None
     return "sha256:" + hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -6,10 +6,26 @@ import hashlib
 import struct
 from dataclasses import dataclass
 
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
 from rapha.errors import PeerError
 
 PREAMBLE = 132
 MAX_META = 64 * 1024
+# What pydicom raises at a file that is none, or is broken; what it says may quote a value and is dropped.
+UNREADABLE: tuple[type[Exception], ...] = (
+    InvalidDicomError,
+    BytesLengthException,  # neither is one of the built-in kinds
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,  # NotImplementedError for an unknown VR, RecursionError for sequences without an end
+    EOFError,
+    OSError,
+    struct.error,
+)
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"))
 
 

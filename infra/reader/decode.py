@@ -15,6 +15,7 @@ from pydicom.filereader import dcmread
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from blocks.part10 import UNREADABLE
 from infra.reader.staging import SealedReader
 from policies.attributes import ALLOWED
 from policies.burned_in import burned_in_risk
@@ -27,19 +28,7 @@ MAX_HEADER = 64 << 20
 MAX_ARRAY = 512 << 20
 UNDEFINED = 0xFFFFFFFF
 # Everything that pydicom and numpy raise on malformed input; what they say may quote a value and is dropped.
-PARSER_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    AssertionError,
-    EOFError,
-    OSError,
-    MemoryError,
-    struct.error,
-)
+PARSER_ERRORS: tuple[type[Exception], ...] = (*UNREADABLE, AssertionError, MemoryError)
 _IDENTIFIERS = {0x00100020: "patient", 0x0020000D: "study", 0x00080050: "accession", 0x00080018: "record"}
 TAGS: list[Any] = sorted(
     {int(tag, 16) for tag in ALLOWED}

@@ -20,6 +20,7 @@ from policies.applicability import SLIDE, InstanceFacts
 from rapha.errors import PeerError, Refusal
 
 _CHUNK = 1 << 20
+_UNREADABLE: tuple[type[Exception], ...] = (Refusal, *PARSER_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class Opened:
         forms = {index: self._headers[index].form for index in members}
         try:
             slide = Slide({index: self._opener.open(self._paths[index]) for index in members}, names, forms, self._decoder)
-        except (Refusal, *PARSER_ERRORS):
+        except _UNREADABLE:
             for index in members:
                 self._facts[index] = replace(self._facts[index], fault="slide-unreadable")
             return

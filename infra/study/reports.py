@@ -9,7 +9,6 @@ from typing import BinaryIO, cast
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import dcmread
 
 from blocks.instances import SealedInstance, SealedWriter
@@ -17,7 +16,6 @@ from infra.reader.decode import MAX_HEADER, PARSER_ERRORS
 from infra.study.opened import Opened
 from rapha.errors import PeerError, Refusal
 
-_UNREADABLE: tuple[type[Exception], ...] = (*PARSER_ERRORS, InvalidDicomError)
 EVIDENCE = ("CurrentRequestedProcedureEvidenceSequence", "PertinentOtherEvidenceSequence")
 
 
@@ -78,5 +76,5 @@ def referenced(report: bytes) -> list[str]:
                 for instance in series.ReferencedSOPSequence
             }
         )
-    except _UNREADABLE:
+    except PARSER_ERRORS:
         raise Refusal(["report-malformed"], "the report does not say what it refers to") from None

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
 from blocks import validators
+from blocks.part10 import UNREADABLE
 from policies.report import GroupFacts, SrFacts, report_codes
 from rapha.errors import Refusal
 
 MAX_REPORT = 64 << 20
 GROUP, ALGORITHM, VERSION = "125007", "111001", "111003"
 TRACKING, TRACKING_UID = "112039", "112040"
-_UNREADABLE = (InvalidDicomError, ValueError, TypeError, KeyError, AttributeError, EOFError, IndexError, OSError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ def sr_facts(report: bytes) -> SrFacts:
         raise Refusal(["report-unreadable"], "the report is larger than any report", gate="report")
     try:
         return _facts(dcmread(io.BytesIO(report)))
-    except _UNREADABLE:
+    except UNREADABLE:
         raise Refusal(["report-unreadable"], "the file is no structured report in DICOM", gate="report") from None
 
 
