@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from blocks.audit_segments import Period, Segments
+from blocks.profile import load_profile
 from policies.audit_codes import OUTCOMES
 from policies.audit_events import KINDS, Act, Patient, Stage, Study, compose
 from policies.audit_message import Message, Source, build, parse
@@ -326,8 +327,9 @@ def failure(error: BaseException) -> tuple[int, str]:
 
 
 def open_audit_trail(environment: Mapping[str, str] = os.environ, *, years: int | None = None) -> AuditTrail:
-    """The trail of this node: `RAPHA_AUDIT_DIR` (else `audit` in `RAPHA_STATE_DIR`), `RAPHA_AUDIT_KEY_BASE64`, and its signing
-    key `audit.pem` in `RAPHA_KEYS_DIR`. years: how long it is kept; `RAPHA_AUDIT_RETENTION_YEARS`, else 7.
+    """The trail of this node: `RAPHA_AUDIT_DIR` (else the profile's `audit.log_directory`, else `audit` in `RAPHA_STATE_DIR`),
+    `RAPHA_AUDIT_KEY_BASE64`, and its signing key `audit.pem` in `RAPHA_KEYS_DIR`. years: how long it is kept;
+    `RAPHA_AUDIT_RETENTION_YEARS`, else the profile's `audit.retention_years`, else 7.
 
     Development makes a trail where there is none. Production does not: a trail that is gone is no new trail (`rapha audit init`).
     `ConfigurationError` with a code for what is missing or wrong.
@@ -351,7 +353,7 @@ def create_audit_trail(environment: Mapping[str, str] = os.environ) -> AuditTrai
 
 def audit_place(environment: Mapping[str, str]) -> tuple[Path, bytes, Ed25519PrivateKey]:
     """(folder, key, signing key). `ConfigurationError`."""
-    named = environment.get("RAPHA_AUDIT_DIR", "").strip()
+    named = environment.get("RAPHA_AUDIT_DIR", "").strip() or str(_of_profile(environment, "log_directory") or "")
     state, keys = environment.get("RAPHA_STATE_DIR", "").strip(), environment.get("RAPHA_KEYS_DIR", "").strip()
     text = environment.get("RAPHA_AUDIT_KEY_BASE64", "").strip()
     missing = {"missing-state-dir": named or state, "missing-keys-dir": keys, "missing-audit-key-base64": text}
@@ -366,6 +368,12 @@ def audit_place(environment: Mapping[str, str]) -> tuple[Path, bytes, Ed25519Pri
         raise ConfigurationError(["bad-audit-key-base64"], "RAPHA_AUDIT_KEY_BASE64 is not base64") from None
     _checked_key(key)
     return Path(named) if named else Path(state) / "audit", key, load_private(Path(keys) / "audit.pem")
+
+
+def _of_profile(environment: Mapping[str, str], key: str) -> Any:
+    """A key of the profile's section `audit`; None without one, or without a profile."""
+    path = environment.get("RAPHA_PROFILE_PATH", "").strip()
+    return load_profile(Path(path), environment).values.get(f"audit.{key}") if path else None
 
 
 def _created(folder: Path, signer: Ed25519PrivateKey) -> None:
@@ -383,7 +391,7 @@ def _source(environment: Mapping[str, str]) -> Source:
 def _years(environment: Mapping[str, str], years: int | None) -> int:
     text = environment.get("RAPHA_AUDIT_RETENTION_YEARS", "").strip()
     if years is not None or not text:
-        return YEARS if years is None else years
+        return int(_of_profile(environment, "retention_years") or YEARS) if years is None else years
     if not (text.isascii() and text.isdecimal()):
         raise ConfigurationError(["audit-retention"], "RAPHA_AUDIT_RETENTION_YEARS is not a number of years")
     return int(text)

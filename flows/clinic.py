@@ -10,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 
 from blocks.archive import Archive
+from blocks.audit import AuditTrail, open_audit_trail
 from blocks.ledger import Ledger
 from blocks.models import ModelPackage, load_models
 from blocks.profile import Profile, load_profile
 from blocks.reading import ReadingRegister, StudyLease, open_reading_register
 from blocks.receiver import Receiver
 from blocks.study import StudyReader
+from blocks.witnessed import WitnessedArchive
 from policies.polling import PollSettings
 from rapha.canonical import digest, digest_of
 from rapha.errors import ConfigurationError
@@ -34,8 +36,17 @@ NEEDED = (
     "RAPHA_MODEL_LAUNCHER_SOCKET",
     "RAPHA_MODELS_PATH",
     "RAPHA_TRAINER_COMMAND",
+    "RAPHA_AUDIT_KEY_BASE64",
 )
-OPTIONAL = ("RAPHA_RECEIVER_SOCKET", "RAPHA_RECEIVER_STORE", "RAPHA_REGISTER_URL")
+OPTIONAL = (
+    "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION",
+    "RAPHA_RECEIVER_SOCKET",
+    "RAPHA_RECEIVER_STORE",
+    "RAPHA_REGISTER_URL",
+    "RAPHA_AUDIT_DIR",
+    "RAPHA_AUDIT_RETENTION_YEARS",
+    "RAPHA_AUDIT_SEGMENT",
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,11 @@ class Clinic:
         return f"{socket.gethostname()}:{os.getpid()}"
 
     @property
+    def person(self) -> str:
+        """Who the audit trail says it was, where no human asked."""
+        return f"reading@{socket.gethostname()}"
+
+    @property
     def most(self) -> int:
         """Studies in flight at once."""
         return int(self.profile.values.get("workflow.max_concurrent_studies", 50))
@@ -79,6 +95,10 @@ class Clinic:
     @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self.state / "ledger", load_private(Path(self.environment["RAPHA_KEYS_DIR"]) / "ledger.key"))
+
+    @cached_property
+    def trail(self) -> AuditTrail:
+        return open_audit_trail(self.environment)
 
     @cached_property
     def models(self) -> tuple[ModelPackage, ...]:
@@ -97,7 +117,8 @@ class Clinic:
         """Raises `ConfigurationError(pacs-unknown)`, `Refusal(capabilities-odd)`."""
         if name not in self.profile.endpoints:
             raise ConfigurationError(["pacs-unknown"], "a study is registered for an endpoint that the profile does not name")
-        return Archive(self.profile.endpoints[name], read_record(self.state / "capabilities", name))
+        plain = Archive(self.profile.endpoints[name], read_record(self.state / "capabilities", name))
+        return WitnessedArchive(plain, self.trail, self.person)
 
     def polling(self, name: str) -> PollSettings:
         return PollSettings(pacs=name, most=self.profile.endpoints[name].max_results)

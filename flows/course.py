@@ -1,14 +1,18 @@
 """One study on its way through the stages: what one stage leaves for the next. The flow calls the stages in their order."""
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
+from blocks.audit import Act, Audited, Patient, Study, audited
 from blocks.reading import Notice, StudyLease
 from blocks.study import BuiltReport, OpenedInstance, SealedFile
+from blocks.witnessed import inward, outward, sop_classes
 from flows.clinic import Clinic
+from policies.audit_message import SopClass
 from policies.completeness import Proof
 from policies.uid import derived_uid
 from rapha.errors import PeerError, Refusal
@@ -39,17 +43,24 @@ class Course:
         self.built: BuiltReport | None = None
         self.proof: Proof = ""
         self.arrival: Any = None
+        self.patient = Patient(self.register.details(lease.row).get("patient", ""))
 
     def retrieve(self) -> None:
         self._enter("retrieve")
         self._drop_files()
-        self.arrival, self.kept = retrieving.retrieve(
-            self.lease, self.attempt, self.register, self.archive, self.study, self.receiver
-        )
+        with self._told("transfer", inward(self.archive.endpoint, self.clinic.person, self._about())) as told:
+            self.arrival, self.kept = retrieving.retrieve(
+                self.lease, self.attempt, self.register, self.archive, self.study, self.receiver
+            )
+            told.learned(studies=(self._about(self._received()),))
 
     def analyse(self, progress: Callable[[str, int, int], None]) -> None:
         """Opens what was sealed, runs the models, and writes both sets into the register."""
         self._enter("analyse")
+        with self._told("access", Act(person=self.clinic.person, studies=(self._about(self._received()),))):
+            self._analysed(progress)
+
+    def _analysed(self, progress: Callable[[str, int, int], None]) -> None:
         order = sorted(self.kept)
         self.opened = self.study.open([SealedFile(self.kept[uid].path, self.kept[uid].sha256) for uid in order])
         if [one.sop_uid for one in self.opened] != order:
@@ -66,6 +77,12 @@ class Course:
         self._enter("report")
         if not self._found().analysed:
             return
+        with self._told("access", Act(person=self.clinic.person, action="C", studies=(self._about(),))) as told:
+            built = self._built()
+            told.learned(studies=(self._about([SopClass(built.sop_class, 1)]),))
+        self.built = built
+
+    def _built(self) -> BuiltReport:
         stores = self._stores()
         built = self.study.report(
             self._found().results,
@@ -77,12 +94,17 @@ class Course:
             raise Refusal(sorted(codes), "the report does not pass its checks", gate="report")
         self.register.referenced(self.lease, sorted(built.referenced))
         self.register.own_series(self.lease, built.series_uid)
-        self.built = built
+        return built
 
     def store(self) -> None:
         self._enter("store")
-        if self.built is not None and self.study.store(self.lease.pacs, self.built.path) == "known":
-            self._same()
+        built = self.built
+        if built is None:
+            return
+        what = self._about([SopClass(built.sop_class, 1, (built.sop_uid,))])
+        with self._told("store", outward(self.archive.endpoint, self.clinic.person, what)):
+            if self.study.store(self.lease.pacs, built.path) == "known":
+                self._same()
 
     def prove(self) -> None:
         """Storage commitment where the archive offers it, else the report is read back and compared."""
@@ -118,11 +140,27 @@ class Course:
 
     def _same(self) -> None:
         assert self.built is not None  # noqa: S101 - its callers have looked
+        what = self._about([SopClass(self.built.sop_class, 1, (self.built.sop_uid,))])
+        with self._told("transfer", inward(self.archive.endpoint, self.clinic.person, what)):
+            self._held_to()
+
+    def _held_to(self) -> None:
+        assert self.built is not None  # noqa: S101 - its callers have looked
         found = self.study.verify(self.lease.pacs, self.built.path)
         if found == "other":
             raise Refusal(["report-conflict"], "the archive holds another object under the report's UID", gate="store")
         if found != "same":
             raise PeerError("report-not-there", "the archive does not give the report back", peer="pacs")
+
+    def _told(self, kind: str, act: Act) -> AbstractContextManager[Audited]:
+        """The act's begin in the audit trail before it, its end after it, about this study's patient."""
+        return audited(self.clinic.trail, kind, dataclasses.replace(act, patient=self.patient if self.patient.id else None))
+
+    def _about(self, classes: Sequence[SopClass] = ()) -> Study:
+        return Study(self.lease.study_uid, sop_classes=tuple(classes))
+
+    def _received(self) -> tuple[SopClass, ...]:
+        return sop_classes([one.sop_class for one in self.register.instances(self.lease.row) if one.after])
 
     def _notices(self) -> list[Notice]:
         found = self._found()

@@ -15,11 +15,13 @@ from prefect import flow, runtime, tags
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
+from blocks.audit import Act
 from blocks.reading import StudyLease
 from flows.clinic import Clinic
 from flows.course import Course
 from flows.draining import Shift
 from flows.stages import async_stage, stage
+from policies.alerts import alert_type
 from rapha.errors import PeerError, RaphaError, Refusal
 from tasks.reading import poll as polling
 
@@ -147,9 +149,22 @@ async def _renewed(clinic: Clinic, lease: StudyLease) -> None:
             continue  # tried again at the next turn; the lease itself is the bound
 
 
+def _alerted(clinic: Clinic, lease: StudyLease, error: RaphaError) -> None:
+    """A failure that an intruder would cause is a security alert in the audit trail as well."""
+    if kind := alert_type(error.codes):
+        subject = f"urn:rapha:reading:{lease.row}"
+        try:
+            clinic.trail.record(
+                "alert", Act(person=clinic.person, type=kind, subject=subject), outcome=8, reason=" ".join(error.codes)
+            )
+        except RaphaError as unwritten:
+            log.error("row %d: %s", lease.row, ", ".join(unwritten.codes))  # the study's own failure goes on
+
+
 def _failed(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:
     """What failed is tried again later while it is a peer that failed; else, and after too many tries, it is a dead letter."""
     now = int(time.time())
+    _alerted(clinic, lease, error)
     retry_at = now + FIRST_PAUSE * 2 ** (lease.attempt - 1) if isinstance(error, PeerError) else None
     try:
         clinic.attempt(lease).record("ended", state="failed", codes=sorted(error.codes), row=lease.row)

@@ -46,7 +46,7 @@ def find(endpoint: Endpoint, level: str, keys: Mapping[str, str], *, most: int =
     """
     found: list[Answer] = []
     with associated(endpoint, contexts([FIND])) as association:
-        for status, identifier in association.send_c_find(_identifier(level, keys), FIND):
+        for status, identifier in association.send_c_find(query_identifier(level, keys), FIND):
             code = answered(association, status, "C-FIND")
             if code in PENDING and identifier is not None:
                 found.append(_json(identifier))
@@ -85,7 +85,7 @@ def move(
     answered comes back in the outcome.
     """
     with associated(endpoint, contexts([MOVE]), idle=endpoint.move_idle_seconds) as association:
-        answers = association.send_c_move(_identifier(level, keys), endpoint.move_destination, MOVE, msg_id=message_id)
+        answers = association.send_c_move(query_identifier(level, keys), endpoint.move_destination, MOVE, msg_id=message_id)
         return _outcome(association, answers, "C-MOVE", progress)
 
 
@@ -125,7 +125,7 @@ def get(
     offered = [build_context(name, [syntax]) for name in names for syntax in SYNTAXES]
     roles = [build_role(name, scp_role=True) for name in names]
     with associated(endpoint, [*contexts([GET]), *offered], roles=roles, handlers=[(evt.EVT_C_STORE, keep)]) as association:
-        outcome = _outcome(association, association.send_c_get(_identifier(level, keys), GET), "C-GET", progress)
+        outcome = _outcome(association, association.send_c_get(query_identifier(level, keys), GET), "C-GET", progress)
     for error in failures:
         if isinstance(error, PeerError):
             raise error
@@ -261,7 +261,7 @@ def _count(status: Dataset, name: str) -> int | None:
     return int(value) if value is not None else None
 
 
-def _identifier(level: str, keys: Mapping[str, str | Sequence[str]]) -> Dataset:
+def query_identifier(level: str, keys: Mapping[str, str | Sequence[str]]) -> Dataset:
     identifier = Dataset()
     identifier.QueryRetrieveLevel = level
     identifier.SpecificCharacterSet = "ISO_IR 192"

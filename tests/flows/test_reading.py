@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -13,9 +14,11 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from blocks.archive import Archive
+from blocks.audit import Wanted
 from infra.hospital.reading_cohort import identifiers, make_study
 from policies.polling import FoundSeries, FoundStudy
 from rapha.ledger import read, verify
+from rapha.trail import verify_trail
 from tasks.reading.validate import sr_facts, validate
 from tasks.shared.probe import probe, write_record
 from tests.fixtures.clinic import Reading, reading
@@ -84,12 +87,26 @@ def test_new_studies_come_back_as_reports_and_nothing_is_lost(clinic: Reading) -
         listed = {one.sop_uid for one in archive.list_study(uid) if one.modality != "SR"}
         assert {one.sop_uid for one in states} == listed
         assert all(one.sha256 and one.analysed and one.referenced for one in states)
+    check_audit(clinic)
     # Our own reports are not new studies, and nothing is read twice.
     again = clinic.run('flows.poll("primary")')
     assert (again["new"], again["changed"]) == (0, 0)
     assert clinic.run("asyncio.run(flows.drain(seconds=60.0, idle=0.0))") == {}
     assert len(reports_in(clinic)) == 2
     check_no_identifier(clinic)
+
+
+def check_audit(clinic: Reading) -> None:
+    """Every question, retrieval, analysis and store of each patient is in the trail, begun and ended, and the trail verifies."""
+    trail = clinic.clinic().trail
+    assert verify_trail(trail.folder).ok
+    for study in STUDIES:
+        acts = list(trail.search(Wanted(study=trail.pseudonym("study", str(study[0].StudyInstanceUID)))))
+        kinds = Counter((one.kind, one.stage, one.outcome) for one in acts if one.kind != "query")
+        wanted = Counter({"transfer": 1 + (clinic.proof == "read-back"), "access": 2, "store": 1})
+        assert kinds == Counter({(kind, stage, 0): n for kind, n in wanted.items() for stage in ("begin", "end")})
+        assert {one.patient for one in acts if one.kind != "query"} == {trail.pseudonym("patient", str(study[0].PatientID))}
+        assert [one for one in acts if one.kind == "query"]
 
 
 def check_no_identifier(clinic: Reading) -> None:
