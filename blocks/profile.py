@@ -15,11 +15,12 @@ import yaml
 from blocks.endpoint import Endpoint, Retrieve, Store, TlsSettings, TlsVersion
 from blocks.settings import is_loopback
 from policies.gate import Mode
+from policies.notice import GROUPS, channel_codes, is_address, is_host, wrong_recipients
 from rapha.errors import ConfigurationError
 from rapha.files import read_regular
 
 MAX_PROFILE = 1 << 20
-SECRETS = frozenset({"dicomweb_token"})
+SECRETS = frozenset({"dicomweb_token", "password"})
 PRIORITIES = ("urgent", "high", "medium", "low")
 Kind = type | tuple[str, ...]
 _ENDPOINT: dict[str, Kind] = {
@@ -55,7 +56,18 @@ SCHEMA: dict[str, dict[str, Kind]] = {
         "worker_threads": int,
     },
     "audit": {"enabled": bool, "log_directory": str, "retention_years": int, "encryption_enabled": bool},
-    "notifications.email": {"enabled": bool, "smtp_server": str, "smtp_port": int, "from_address": str},
+    "notifications": {"escalate_after_seconds": int},
+    "notifications.email": {
+        "enabled": bool,
+        "smtp_server": str,
+        "smtp_port": int,
+        "from_address": str,
+        "ca_bundle": str,
+        "user": str,
+        "password": str,
+        "needs_outside_line": bool,
+    },
+    "notifications.recipients": dict.fromkeys(GROUPS, list),
     "notifications.sms": {"enabled": bool, "provider": str},
     "notifications.hl7": {"enabled": bool, "server": str, "port": int},
     "performance": {"connection_pool_size": int, "connection_timeout_seconds": int, "max_retries": int},
@@ -64,6 +76,7 @@ SCHEMA: dict[str, dict[str, Kind]] = {
 BOUNDS = {
     "port": (0, 65535),
     "smtp_port": (1, 65535),
+    "escalate_after_seconds": (60, 86400),
     "polling_interval_seconds": (1, 86400),
     "max_concurrent_studies": (1, 50),
     "batch_size": (1, 1000),
@@ -218,6 +231,7 @@ def _judge(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _P
         on = values.get(f"{channel}.enabled")
         if on and on[0]:
             problems.add("not-built", f"{channel} is not built yet: switch it off", on[1])
+    _judge_notices(values, problems)
     tls = values.get("security.tls_enabled", (False, None))[0]
     if tls and not {"security.ca_bundle", "security.cert_file", "security.key_file"} <= set(values):
         problems.add("profile-missing-key", "security needs ca_bundle, cert_file and key_file where tls_enabled is true")
@@ -226,13 +240,42 @@ def _judge(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _P
     _judge_hosts(values, mode, problems)
 
 
+def _judge_notices(values: Mapping[str, tuple[Any, yaml.Node]], problems: _Problems) -> None:
+    """E-mail that is switched on is whole, and is there whenever a critical finding is."""
+    _judge_addresses(values, problems)
+    email, persons = "notifications.email", [f"notifications.recipients.{group}" for group in GROUPS]
+    if (f"{email}.user" in values) is not (f"{email}.password" in values):
+        problems.add("profile-missing-key", f"{email} needs both user and password, or neither")
+    enabled, switch = values.get(f"{email}.enabled", (False, None))
+    if not enabled:
+        return
+    for name in (f"{email}.smtp_server", f"{email}.from_address", f"{email}.needs_outside_line", *persons):
+        if name not in values:
+            problems.add("profile-missing-key", f"{name} is missing", switch)
+    outside, where = values.get(f"{email}.needs_outside_line", (False, None))
+    for code in channel_codes({"email": outside}):
+        problems.add(code, f"{email}.needs_outside_line: that line is cut while a job trains; name a server on this side", where)
+
+
+def _judge_addresses(values: Mapping[str, tuple[Any, yaml.Node]], problems: _Problems) -> None:
+    for name, (value, node) in values.items():
+        if name == "notifications.email.from_address" and not is_address(value):
+            problems.add("profile-value", f"{name} must be one mail address", node)
+        if name == "notifications.email.smtp_server" and not is_host(value):
+            problems.add("profile-value", f"{name} must be a host's name or address", node)
+        if name.startswith("notifications.recipients.") and wrong_recipients(value):
+            problems.add("profile-value", f"{name} must be mail addresses, in the order in which they are told", node)
+
+
 def _judge_hosts(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _Problems) -> None:
     for name, (value, node) in values.items():
-        url = value if name.endswith(".dicomweb_url") else f"tcp://{value}" if name.endswith(".host") else None
+        url = value if name.endswith(".dicomweb_url") else None
+        if name.endswith((".host", ".smtp_server")):
+            url = f"tcp://[{value}]" if value.count(":") > 1 else f"tcp://{value}"
         if url is None or not value:
             continue
         if is_loopback(url) is (mode == "production"):
-            said = "names this machine; production needs the real archive" if mode == "production" else "is not this machine"
+            said = "names this machine; production needs the real one" if mode == "production" else "is not this machine"
             problems.add("profile-host", f"{name} {said}", node)
         if mode == "production" and url.startswith("http:"):
             problems.add("profile-clear-dicom", f"{name} must be https in production", node)
@@ -252,13 +295,14 @@ def _endpoint(name: str, plain: Mapping[str, Any], tls: TlsSettings | None, envi
     prefix = f"pacs_endpoints.{name}."
     own = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
     if "dicomweb_token" in own:
-        own["dicomweb_token"] = _secret(own["dicomweb_token"], environment)
+        own["dicomweb_token"] = secret(own["dicomweb_token"], environment)
     if timeout := plain.get("performance.connection_timeout_seconds"):
         own["connect_seconds"] = float(timeout)
     return Endpoint(name=name, tls=tls, **own)
 
 
-def _secret(reference: str, environment: Mapping[str, str]) -> str:
+def secret(reference: str, environment: Mapping[str, str]) -> str:
+    """What `env:NAME` or `file:PATH` holds. `ConfigurationError` profile-secret-missing."""
     kind, _, where = reference.partition(":")
     found = (
         environment.get(where, "")

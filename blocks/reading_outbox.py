@@ -12,7 +12,7 @@ from blocks.reading_rows import DueNotice, Notice, NoticeRow, StudyRow
 from blocks.reading_shelf import Shelf
 from rapha.errors import Refusal
 
-MAX_SENDS = 12
+MAX_SENDS = 150  # with pauses up to an hour these last for four days (RFC 5321 section 4.5.4.1)
 CRITICAL_FIRST = case((NoticeRow.kind == "critical", 0), else_=1)
 
 
@@ -28,22 +28,45 @@ class Outbox(Shelf):
                 row.next_at = now + hold
             return [_due(row) for row in rows]
 
-    def notice_sent(self, notice: int, now: int, *, escalate_at: int | None = None) -> None:
-        """A channel took it. escalate_at: when the next person is told unless somebody acknowledges."""
+    def notice_sent(self, notice: int, now: int, *, escalate_at: int | None = None, level: int | None = None) -> None:
+        """A channel took it. escalate_at: when the next person is told unless somebody acknowledges.
+
+        level: which one was told; a sender that was overtaken by an escalation says nothing of the level that is now due.
+        """
         with self._session() as session:
             row = _notice(session, notice)
-            if row.state != "acknowledged":
+            if row.state != "acknowledged" and level in (None, row.level):
                 row.state, row.sent_at, row.code, row.escalate_at = "sent", now, "", escalate_at
 
-    def notice_failed(self, notice: int, code: str, now: int) -> str:
-        """It was not taken: again after an exponential wait with jitter (5 s to 1 h), dead after MAX_SENDS. Its state."""
+    def notice_failed(self, notice: int, code: str, now: int, *, level: int | None = None, last: bool = False) -> str:
+        """It was not taken: again after an exponential wait with jitter (5 s to 1 h), dead after MAX_SENDS. Its state.
+
+        last: dead at once. level: as for `notice_sent`.
+        """
+        with self._session() as session:
+            row = _notice(session, notice)
+            if row.state == "waiting" and level in (None, row.level):
+                row.tries, row.code = row.tries + 1, code[:128]
+                pause = min(3600, 5 * 2 ** min(row.tries, 12)) * random.uniform(0.5, 1.0)  # noqa: S311  # spread, not secrecy
+                row.next_at = now + int(pause)
+                row.state = "dead" if last or row.tries >= MAX_SENDS else "waiting"
+            return row.state
+
+    def notice_held_up(self, notice: int, code: str, now: int, *, wait: int = 60) -> None:
+        """The channel itself is down: again after `wait` seconds, and not counted against the notice."""
         with self._session() as session:
             row = _notice(session, notice)
             if row.state == "waiting":
-                row.tries, row.code = row.tries + 1, code[:128]
-                row.next_at = now + int(min(3600, 5 * 2**row.tries) * random.uniform(0.5, 1.0))  # noqa: S311  # spread, not secrecy
-                row.state = "dead" if row.tries >= MAX_SENDS else "waiting"
-            return row.state
+                row.code, row.next_at = code[:128], now + wait
+
+    def send_again(self, notice: int, now: int) -> bool:
+        """A notice that no channel took is due once more; False for one that is not dead."""
+        with self._session() as session:
+            row = _notice(session, notice)
+            if row.state != "dead":
+                return False
+            row.state, row.tries, row.next_at = "waiting", 0, now
+            return True
 
     def acknowledge(self, notice: int, person: str, now: int) -> bool:
         """A person has it; whether this was the first word of it. `Refusal` notice-unknown, person-missing, notice-not-sent."""
@@ -65,13 +88,15 @@ class Outbox(Shelf):
             wanted = select(NoticeRow).where(NoticeRow.kind == "critical", or_(late, NoticeRow.state == "dead"))
             return [_due(row) for row in session.scalars(wanted.order_by(NoticeRow.id)).all()]
 
-    def escalate(self, notice: int, level: int, now: int) -> bool:
-        """To be sent to the next person. level: as it was seen; False where somebody escalated or acknowledged meanwhile."""
+    def escalate(self, notice: int, level: int, now: int, *, at: int | None = None) -> bool:
+        """To be sent to the next person, `at` once or then. level: as it was seen; False where somebody escalated or acknowledged
+        meanwhile."""
         with self._session() as session:
             row = _notice(session, notice)
             if row.level != level or row.state not in ("sent", "dead"):
                 return False
-            row.level, row.state, row.tries, row.next_at, row.escalate_at = level + 1, "waiting", 0, now, None
+            row.level, row.state, row.tries, row.escalate_at = level + 1, "waiting", 0, None
+            row.next_at = now if at is None else at
             return True
 
     def notices(self, row: int | None = None) -> list[DueNotice]:
@@ -127,4 +152,9 @@ def _due(row: NoticeRow) -> DueNotice:
         level=row.level,
         tries=row.tries,
         created_at=row.created_at,
+        code=row.code,
+        sent_at=row.sent_at,
+        escalate_at=row.escalate_at,
+        acknowledged_at=row.acknowledged_at,
+        acknowledged_by=row.acknowledged_by,
     )

@@ -239,6 +239,8 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueNotice:
+    """A notice, and how far it is told. level: which person; tries: failures at this level; code: the newest failure's, or ""."""
+
     id: int
     row: int
     kind: str
@@ -249,6 +251,11 @@ class DueNotice:
     level: int
     tries: int
     created_at: int
+    code: str
+    sent_at: int | None
+    escalate_at: int | None
+    acknowledged_at: int | None
+    acknowledged_by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

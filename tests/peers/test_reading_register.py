@@ -23,6 +23,7 @@ from blocks.reading import (
     ReadingRegister,
     open_reading_register,
 )
+from blocks.reading_outbox import MAX_SENDS
 from blocks.reading_rows import Base
 from rapha.errors import ConfigurationError, PeerError, Refusal
 from tests.fixtures.postgres import running_postgres
@@ -385,8 +386,8 @@ def test_a_critical_notice_is_escalated_until_somebody_has_it(register):
 
 def test_a_critical_notice_that_no_channel_takes_is_escalated(register):
     register.finish(leased(register), 101, notices=[Notice(kind="critical", recipient_group="g", template="t")])
-    states = [register.notice_failed(1, "smtp-down", 200 + n) for n in range(12)]
-    assert states == ["waiting"] * 11 + ["dead"]
+    states = [register.notice_failed(1, "smtp-down", 200 + n) for n in range(MAX_SENDS)]
+    assert states == ["waiting"] * (MAX_SENDS - 1) + ["dead"]
     assert [one.state for one in register.escalations(300)] == ["dead"]
 
 
