@@ -40,6 +40,7 @@ from blocks.reading_rows import (
 )
 from blocks.reading_sets import InstanceSets
 from blocks.reading_shelf import held, study_of
+from blocks.reading_tallies import Tallies, Tally
 from blocks.sealed_columns import column_key
 from policies.polling import FoundSeries, FoundStudy, listing
 from policies.priority import known_priority, turn
@@ -47,12 +48,12 @@ from rapha.errors import ConfigurationError, Refusal
 
 __all__ = [
     "ExpectedInstance", "Found", "FoundSeries", "FoundStudy", "InstanceState", "LostStudy", "Notice", "QueuedStudy",
-    "ReadingLetter", "ReadingRegister", "StudyLease", "Watermark", "open_reading_register",
+    "ReadingLetter", "ReadingRegister", "StudyLease", "Tally", "Watermark", "open_reading_register",
 ]  # fmt: skip
 MAX_TRIES = 5
 
 
-class ReadingRegister(InstanceSets, Outbox, Letters):
+class ReadingRegister(InstanceSets, Outbox, Letters, Tallies):
     """The register behind one database URL. Every failure of the database is a `PeerError`; a rule's no is a `Refusal`."""
 
     @classmethod

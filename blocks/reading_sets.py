@@ -64,10 +64,13 @@ class InstanceSets(Shelf):
             for found in self._there(session, row, uids):
                 found.referenced = True
 
-    def own_series(self, lease: StudyLease, series_uid: str) -> None:
-        """A series that this node is about to write into the archive: polls will not take it for a change."""
+    def own_series(self, study: StudyLease | int, series_uid: str) -> None:
+        """A series that this node is about to write into the archive: polls will not take it for a change.
+
+        study: the lease under which it is written; its row, where a person has it written.
+        """
         with self._session() as session:
-            row = held(session, lease)
+            row = study_of(session, study) if isinstance(study, int) else held(session, study)
             session.merge(OwnSeriesRow(name=self._columns.name("series", series_uid), study=row.id))
 
     def instances(self, row: int) -> list[InstanceState]:

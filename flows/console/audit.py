@@ -4,7 +4,6 @@ What is printed holds pseudonyms alone; `export` writes the messages in clear, i
 """
 
 import os
-import pwd
 import re
 import socket
 import sys
@@ -19,6 +18,7 @@ from cyclopts import Parameter
 
 from blocks.audit import Act, AuditTrail, Wanted, audited, create_audit_trail, open_audit_trail
 from flows.console.announce import COMMANDS
+from flows.person import person
 from policies.audit_events import KINDS
 from policies.audit_message import date_time, parse
 from policies.audit_report import Recorded, report
@@ -169,16 +169,6 @@ def init(*, as_json: AsJson = False) -> Result:
     """
     trail = create_audit_trail(os.environ)
     return Result({"trail": trail.id, "folder": str(trail.folder)}, [f"trail {trail.id} in {trail.folder}"])
-
-
-def person() -> str:
-    """Who runs this command, by the system's word; with `sudo`, who called it."""
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = str(os.getuid())
-    caller = os.environ.get("SUDO_USER", "")
-    return f"{f'{caller} as ' if caller else ''}{user}@{socket.gethostname()}"
 
 
 def _files(folder: Path, messages: Iterator[tuple[Recorded, bytes]]) -> int:

@@ -68,6 +68,19 @@ def poll(register: ReadingRegister, archive: Listing, settings: PollSettings, no
     return _outcome(outcomes, questions)
 
 
+def look_up(archive: Listing, settings: PollSettings, study_uid: str) -> FoundStudy | None:
+    """One study as a poll would register it; None where the archive does not have it, or holds nothing but what we wrote.
+
+    Raises `PeerError` of the archive, and poll-answer-odd.
+    """
+    answers = [one for one in archive.find_studies({"StudyInstanceUID": study_uid}) if value_of(one, STUDY) == study_uid]
+    if not answers:
+        return None
+    listed = _series(archive, study_uid)
+    series = tuple(one for one in listed if not is_own(one.series_uid, settings.own_roots))
+    return None if listed and not series else _study(answers[0], study_uid, series)
+
+
 def _asked(archive: Listing, window: Window, most: int) -> tuple[list[Answer], bool]:
     """The answers, and whether there may be more than the archive tells."""
     try:

@@ -1,0 +1,1 @@
+"""The archive by hand, from Python: find, retrieve to a folder, store. `flows.pacs_service` stands on it."""

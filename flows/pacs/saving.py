@@ -1,0 +1,72 @@
+"""DICOM in clear onto a disk of the hospital's: only where a person names the folder, and only what the archive lists.
+
+The folder is new or empty, its files are numbered and nobody's but their owner's; a name says nothing of what is in it.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from blocks.archive import Archive
+from rapha.errors import ConfigurationError, PeerError
+from tasks.shared.collect import save_by_get, save_instances
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be retrieved: a study, one of its series, or one instance of a series. `ConfigurationError` uid-…, series-…."""
+
+    study: str
+    series: str | None = None
+    instance: str | None = None
+
+    def __post_init__(self) -> None:
+        for uid in (self.study, self.series, self.instance):
+            if uid is not None:
+                check_uid(uid)
+        if self.instance is not None and self.series is None:
+            raise ConfigurationError(["series-missing"], "an instance is asked for with its series")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """files: how many; size: of all of them in bytes; method: how they were retrieved."""
+
+    files: int
+    size: int
+    method: str
+
+
+def check_uid(uid: str) -> str:
+    """The UID. Raises `ConfigurationError(uid-malformed)` (PS3.5 section 9.1)."""
+    if not isinstance(uid, str) or not _UID.fullmatch(uid) or len(uid) > 64:
+        raise ConfigurationError(["uid-malformed"], "a UID is digits and dots, at most 64 of them")
+    return uid
+
+
+def check_folder(out: Path) -> None:
+    """Raises `ConfigurationError(folder-not-empty)`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigurationError(["folder-not-empty"], f"{out} is no empty folder")
+
+
+def save(archive: Archive, wanted: Wanted, out: Path) -> Saved:
+    """Retrieves into the folder, by WADO-RS or C-GET; every instance that the archive lists, or `PeerError(pacs-incomplete)`.
+
+    Raises `ConfigurationError` folder-not-empty, retrieve-needs-receiver; `PeerError` of the archive.
+    """
+    check_folder(out)
+    method = archive.method
+    if method == "C-MOVE" and archive.endpoint.retrieve == "C-MOVE":
+        said = "C-MOVE sends to the node's receiver, not into a folder: use an endpoint with C-GET or WADO-RS"
+        raise ConfigurationError(["retrieve-needs-receiver"], said)
+    if method != "WADO-RS":
+        return Saved(*save_by_get(archive, wanted.study, wanted.series, wanted.instance, out), "C-GET")
+    listed = archive.list_study(wanted.study)
+    count = sum(wanted.series in (None, one.series_uid) and wanted.instance in (None, one.sop_uid) for one in listed)
+    files, size = save_instances(archive.web(), wanted.study, wanted.series, wanted.instance, out)
+    if files != count:
+        raise PeerError("pacs-incomplete", f"{files} of {count} listed instances came", peer="pacs")
+    return Saved(files, size, method)

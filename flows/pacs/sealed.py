@@ -1,0 +1,72 @@
+"""A study fetched by hand as the reading service fetches it: sealed as it arrives, whole by the archive's list.
+
+The study reader (C-GET, WADO-RS) or the receiver (C-MOVE) keeps it; this process holds the names of the sealed files.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blocks.audit import Patient, Study, audited
+from blocks.receiver import Arrived, Receiver
+from blocks.study import StudyReader
+from blocks.witnessed import WitnessedArchive, inward, sop_classes
+from rapha.errors import PeerError, Refusal
+from tasks.attempt import Attempt
+from tasks.reading.retrieve import moved
+
+
+@dataclass
+class SealedStudy:
+    """files: SOP Instance UID -> what arrived."""
+
+    study: str
+    patient: Patient | None
+    method: str
+    files: dict[str, Arrived] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> int:
+        return sum(one.size for one in self.files.values())
+
+    def drop(self) -> None:
+        """Removes the sealed files: with each goes the only copy of its key."""
+        for one in self.files.values():
+            Path(one.path).unlink(missing_ok=True)
+        self.files = {}
+
+
+def fetch(
+    archive: WitnessedArchive,
+    study: str,
+    patient: Patient | None,
+    reader: StudyReader,
+    receiver: Receiver | None,
+    attempt: Attempt,
+) -> SealedStudy:
+    """Every instance that the archive lists. Raises `PeerError` archive-incomplete, receiver-missing and of archive and reader;
+    `Refusal(arrival-conflict)` where an instance came with two contents."""
+    plain = archive.plain
+    listed = archive.list_study(study)
+    wanted = {one.sop_uid for one in listed}
+    if not wanted:
+        raise Refusal(["study-not-found"], "the archive lists no instance of this study", gate="pacs")
+    about = Study(study, sop_classes=sop_classes([one.sop_class for one in listed]))
+    with audited(archive.trail, "transfer", inward(archive.endpoint, archive.person, about, patient=patient)):
+        by_move = plain.method == "C-MOVE"
+        arrived = moved(study, attempt, plain, receiver, listed) if by_move else reader.fetch(plain.endpoint.name, study, listed)
+        found = SealedStudy(study, patient, plain.method, {one.sop_uid: one for one in arrived})
+        try:
+            _check(wanted, arrived)
+        except (Refusal, PeerError):
+            for one in arrived:
+                one.path.unlink(missing_ok=True)
+            raise
+        return found
+
+
+def _check(wanted: set[str], arrived: list[Arrived]) -> None:
+    if any(one.conflict for one in arrived):
+        raise Refusal(["arrival-conflict"], "an instance came with two contents", gate="arrival")
+    came = {one.sop_uid for one in arrived}
+    if came != wanted:
+        raise PeerError("archive-incomplete", f"{len(wanted & came)} of {len(wanted)} listed instances came", peer="pacs")

@@ -1,0 +1,145 @@
+"""How the reading service is, part by part: each looked at for a few seconds at most, all at once."""
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime
+from pathlib import Path
+from typing import Any
+
+from blocks.archive import Archive
+from blocks.audit import open_audit_trail
+from blocks.channel import Channel
+from blocks.endpoint import Endpoint
+from blocks.mail import notifications
+from blocks.profile import Profile
+from blocks.reading import open_reading_register
+from blocks.receiver import Receiver
+from rapha.errors import ConfigurationError, RaphaError, Refusal
+
+PEER_SECONDS, WHOLE_SECONDS = 5.0, 20.0
+LEAST_FREE = 1 << 30
+Looks = Mapping[str, Callable[[], object]]
+
+
+def reading_components(environment: Mapping[str, str], profile: Profile) -> dict[str, str]:
+    """Name of the part -> "" where it is well, else the first code of what is wrong."""
+    return looked_at(_looks(environment, profile))
+
+
+def looked_at(looks: Looks) -> dict[str, str]:
+    """Each look's code, "" for none; they run at once, and one that does not come back in time is `…-timeout`."""
+    pool = ThreadPoolExecutor(max(1, len(looks)), thread_name_prefix="health")
+    try:
+        running = {name: pool.submit(_code, name, look) for name, look in looks.items()}
+        until = time.monotonic() + WHOLE_SECONDS
+        found = {}
+        for name, future in running.items():
+            try:
+                found[name] = future.result(max(0.0, until - time.monotonic()))
+            except NotInTime:
+                found[name] = f"{_dashed(name)}-timeout"
+        return found
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def overall(codes: Iterable[str]) -> str:
+    """The whole is healthy where every part is, and there is one."""
+    told = list(codes)
+    return "healthy" if told and not any(told) else "unhealthy"
+
+
+def _code(name: str, look: Callable[[], object]) -> str:
+    try:
+        look()
+    except RaphaError as error:
+        return error.codes[0]
+    except OSError:
+        return f"{_dashed(name)}-unreachable"
+    return ""
+
+
+def _dashed(name: str) -> str:
+    return name.replace(" ", "-").lower()
+
+
+def _looks(environment: Mapping[str, str], profile: Profile) -> Looks:
+    looks: dict[str, Callable[[], object]] = {
+        "reading register": lambda: _register(environment),
+        "audit trail": lambda: _trail(environment),
+        "study reader": lambda: _holds(environment, "RAPHA_STUDY_SOCKET", "study"),
+        "model launcher": lambda: _holds(environment, "RAPHA_MODEL_LAUNCHER_SOCKET", "launcher", job="", attempt=0),
+        "reading disk": lambda: _disk(environment),
+    }
+    if environment.get("RAPHA_RECEIVER_SOCKET", "").strip() or any(_moves(one) for one in profile.endpoints.values()):
+        looks["receiver"] = lambda: _receiver(environment)
+    if profile.values.get("notifications.email.enabled"):
+        looks["mail server"] = lambda: _mail(environment, profile)
+    for endpoint in profile.endpoints.values():
+        looks[f"pacs {endpoint.name}"] = lambda one=endpoint: _echo(one)  # type: ignore[misc]
+    return looks
+
+
+def _moves(endpoint: Endpoint) -> bool:
+    return endpoint.retrieve == "C-MOVE"
+
+
+def _register(environment: Mapping[str, str]) -> None:
+    register = open_reading_register(environment)
+    try:
+        register.tally(int(time.time()))
+    finally:
+        register.close()
+
+
+def _trail(environment: Mapping[str, str]) -> None:
+    """It opens, its newest segment verifies as it is read, and its folder may be written to."""
+    trail = open_audit_trail(environment)
+    trail.expired()
+    if not os.access(trail.folder, os.W_OK):
+        raise Refusal(["audit-unwritable"], "the audit trail's folder cannot be written to")
+    _room(trail.folder, "audit-disk-low")
+
+
+def _holds(environment: Mapping[str, str], name: str, peer: str, **fields: Any) -> None:
+    with Channel(_path(environment, name), peer=peer, timeout=PEER_SECONDS) as channel:
+        channel.call("holds", timeout=PEER_SECONDS, **fields)
+
+
+def _receiver(environment: Mapping[str, str]) -> None:
+    store = _path(environment, "RAPHA_RECEIVER_STORE")
+    with Receiver(_path(environment, "RAPHA_RECEIVER_SOCKET"), store, timeout=PEER_SECONDS) as receiver:
+        receiver.unclaimed()
+    _room(store, "receiver-disk-low")
+
+
+def _mail(environment: Mapping[str, str], profile: Profile) -> None:
+    found = notifications(profile, environment)
+    if found is not None:
+        dataclasses.replace(found.server, idle_seconds=PEER_SECONDS, whole_seconds=2 * PEER_SECONDS).check()
+
+
+def _echo(endpoint: Endpoint) -> None:
+    quick = {"connect_seconds": PEER_SECONDS, "idle_seconds": PEER_SECONDS, "whole_seconds": 2 * PEER_SECONDS}
+    Archive(dataclasses.replace(endpoint, **quick)).echo()  # type: ignore[arg-type]
+
+
+def _disk(environment: Mapping[str, str]) -> None:
+    _room(_path(environment, "RAPHA_STATE_DIR"), "disk-low")
+
+
+def _room(folder: Path, code: str) -> None:
+    if shutil.disk_usage(folder).free < LEAST_FREE:
+        raise Refusal([code], f"less than {LEAST_FREE >> 20} MiB are free")
+
+
+def _path(environment: Mapping[str, str], name: str) -> Path:
+    value = environment.get(name, "").strip()
+    if not value:
+        missing = f"missing-{name.removeprefix('RAPHA_').lower().replace('_', '-')}"
+        raise ConfigurationError([missing], f"{name} is not set")
+    return Path(value)
