@@ -206,9 +206,14 @@ def _value(name: str, kind: Kind, node: yaml.Node, problems: _Problems) -> Any:
         problems.add("profile-value", f"{name} must lie between {BOUNDS[key][0]} and {BOUNDS[key][1]}", node)
     if key in SECRETS and not str(value).startswith(("env:", "file:")):
         problems.add("profile-secret-in-clear", f"{name} must be env:NAME or file:PATH", node)
-    if key.endswith("ae_title") and not (0 < len(value) <= AE_TITLE and value.isascii() and value.isprintable()):
+    if (key.endswith("ae_title") or key == "move_destination") and not _is_title(value):
         problems.add("profile-value", f"{name} must be 1 to {AE_TITLE} ASCII characters", node)
     return value
+
+
+def _is_title(value: str) -> bool:
+    """A VR of AE: no backslash, and not blanks alone (PS3.5 section 6.2)."""
+    return 0 < len(value) <= AE_TITLE and value.isascii() and value.isprintable() and "\\" not in value and bool(value.strip())
 
 
 def _called(kind: type) -> str:
