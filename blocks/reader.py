@@ -39,7 +39,8 @@ class QueryFacts:
 
 @dataclass(frozen=True, slots=True)
 class FetchFacts:
-    """Named as in `policies.retrieve.RetrieveEvidence`."""
+    """Named as in `policies.retrieve.RetrieveEvidence`. movement: codes of what the archive said of a C-MOVE or C-GET that is
+    not so, with commas between them."""
 
     results: str
     before: str
@@ -56,6 +57,7 @@ class FetchFacts:
     bytes: int
     largest: int
     sealed: bool
+    movement: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,13 @@
 """The receiver of C-MOVE, as a flow asks it. Verbs: message_id · expect · arrived · claim · close · unclaimed · commitment."""
 
+import base64
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from blocks.channel import Channel
 from blocks.dimse.services import Commitment
@@ -34,9 +37,14 @@ class Receiver(Channel):
         """A message id that no other C-MOVE of this node uses now."""
         return int(self.call("message_id")["message_id"])
 
-    def expect(self, originator: str, message_id: int, wanted: Sequence[str]) -> str:
-        """A ticket for the instances that a C-MOVE will bring."""
-        return str(self.call("expect", originator=originator, message_id=message_id, wanted=list(wanted))["ticket"])
+    def expect(self, originator: str, message_id: int, wanted: Sequence[str], *, seal_to: X25519PublicKey | None = None) -> str:
+        """A ticket for the instances that a C-MOVE will bring.
+
+        seal_to: a key of the caller's own, to which all of them are sealed. Such a ticket, and what came for it, ends with
+        `forgo` or with this connection. Raises `Refusal(receiver-no-recipient)` without one where there is no study reader.
+        """
+        own: dict[str, Any] = {"seal_to": base64.b64encode(seal_to.public_bytes_raw()).decode()} if seal_to else {}
+        return str(self.call("expect", originator=originator, message_id=message_id, wanted=list(wanted), **own)["ticket"])
 
     def arrived(self, ticket: str) -> list[Arrived]:
         """What has come for the ticket so far, and lies sealed on disk. Raises `Refusal(receiver-ticket-unknown)`."""
@@ -52,7 +60,7 @@ class Receiver(Channel):
         self.call("claim", ticket=ticket)
 
     def forgo(self, ticket: str) -> None:
-        """Nobody waits for the ticket any more; what came stays, unclaimed."""
+        """Nobody waits any more; what came stays, unclaimed, but is removed where it is sealed to a key of the ticket's own."""
         self.call("close", ticket=ticket)
 
     def unclaimed(self) -> int:

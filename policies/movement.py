@@ -33,7 +33,7 @@ def next_step(
         return "failed"
     if (delivered & wanted) - before:
         return "retry-missing"
-    if level == "STUDY" and status is not None and (0xC000 <= status <= 0xCFFF or status in (SUCCESS, WARNING)):
+    if level != "IMAGE" and status is not None and (0xC000 <= status <= 0xCFFF or status in (SUCCESS, WARNING)):
         return "look-closer"  # it cannot, or says that it sent and nothing came
     if status in (*OUT_OF_RESOURCES, CANCELED) or rounds < 2:
         return "retry"

@@ -18,6 +18,7 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from blocks.dimse.association import answered, associated, contexts
+from blocks.dimse.streaming import Incoming, Sink
 from blocks.endpoint import Endpoint
 from rapha.errors import PeerError
 
@@ -29,7 +30,6 @@ MOST_CLASSES = 9  # of one C-GET: an association has 128 presentation contexts (
 MOST_UIDS = 500  # in one key: a UI value ends at 65,534 bytes in Explicit VR (PS3.5 section 7.1.2)
 BROKEN_OFF = ("dimse-hung-up", "dimse-timeout", "dimse-slow")  # the association stood, and ended before the answer
 Answer = dict[str, Any]
-Sink = Callable[[str, str, str, bytes], None]
 
 
 def echo(endpoint: Endpoint) -> None:
@@ -44,18 +44,23 @@ def find(endpoint: Endpoint, level: str, keys: Mapping[str, str], *, most: int =
 
     Raises `PeerError` dimse-find-refused, dimse-too-many (0xA700, or more than `most`), dimse-timeout.
     """
-    found: list[Answer] = []
     with associated(endpoint, contexts([FIND])) as association:
-        for status, identifier in association.send_c_find(query_identifier(level, keys), FIND):
-            code = answered(association, status, "C-FIND")
-            if code in PENDING and identifier is not None:
-                found.append(_json(identifier))
-                if len(found) > most:
-                    raise PeerError("dimse-too-many", f"the archive answers with more than {most} matches", peer="pacs")
-            elif code == 0xA700:
-                raise PeerError("dimse-too-many", "the archive refuses to answer so broad a query", peer="pacs")
-            elif code != SUCCESS:
-                raise _status("dimse-find", code)
+        return answers(association, level, keys, most=most)
+
+
+def answers(association: Association, level: str, keys: Mapping[str, str], *, most: int = 1_000_000) -> list[Answer]:
+    """The same on an association that stands."""
+    found: list[Answer] = []
+    for status, identifier in association.send_c_find(query_identifier(level, keys), FIND):
+        code = answered(association, status, "C-FIND")
+        if code in PENDING and identifier is not None:
+            found.append(_json(identifier))
+            if len(found) > most:
+                raise PeerError("dimse-too-many", f"the archive answers with more than {most} matches", peer="pacs")
+        elif code == 0xA700:
+            raise PeerError("dimse-too-many", "the archive refuses to answer so broad a query", peer="pacs")
+        elif code != SUCCESS:
+            raise _status("dimse-find", code)
     return found
 
 
@@ -98,38 +103,26 @@ def get(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> MoveOutcome:
-    """C-GET (PS3.4 C.4.3); each object goes to `sink(sop_class, sop_instance, transfer_syntax, data set as sent)`.
+    """C-GET (PS3.4 C.4.3); each object goes to `sink(sop_class, sop_instance, blocks of a file of PS3.10)` while it comes.
 
     sop_classes: every class of what is asked for, as C-FIND names them, at most MOST_CLASSES: one that is not offered fails the
-    whole of it. A sink that raises answers 0xA700, so that nothing counts as delivered that was not kept; its `PeerError` is
-    raised here, anything else of the disk as retrieve-not-kept.
+    whole of it. A sink that raises answers 0xA700, so that nothing counts as delivered that was not kept; its `PeerError` or
+    `Refusal` is raised here, anything else of the disk as retrieve-not-kept. The sink runs in another thread than the caller's.
     """
-    failures: list[BaseException] = []
-
-    def keep(event: Any) -> int:
-        request = event.request
-        try:
-            content = event.request.DataSet.getvalue()
-            if not content:
-                raise ValueError("an object without a data set")
-            sink(
-                str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), str(event.context.transfer_syntax), content
-            )
-        except (PeerError, OSError, ValueError) as error:
-            failures.append(error)
-            return 0xA700
-        return SUCCESS
-
     names = sop_classes[:MOST_CLASSES]
     # A context for each syntax, so that the archive has no reason to transcode what it stores.
     offered = [build_context(name, [syntax]) for name in names for syntax in SYNTAXES]
     roles = [build_role(name, scp_role=True) for name in names]
-    with associated(endpoint, [*contexts([GET]), *offered], roles=roles, handlers=[(evt.EVT_C_STORE, keep)]) as association:
-        outcome = _outcome(association, association.send_c_get(query_identifier(level, keys), GET), "C-GET", progress)
-    for error in failures:
-        if isinstance(error, PeerError):
-            raise error
-        raise PeerError("retrieve-not-kept", "an object could not be kept while it was received", peer="disk")
+    coming = Incoming(sink, lambda sop_class, sop_instance, syntax: part10(sop_class, sop_instance, syntax, b""))
+    with associated(
+        endpoint, [*contexts([GET]), *offered], roles=roles, handlers=[(evt.EVT_C_STORE, coming.keep)]
+    ) as association:
+        coming.attach(association)
+        try:
+            outcome = _outcome(association, association.send_c_get(query_identifier(level, keys), GET), "C-GET", progress)
+        finally:
+            coming.end()
+    coming.check()
     return outcome
 
 

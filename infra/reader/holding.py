@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blocks.pacs import DicomWeb
+from blocks.archive import Archive
 from infra.reader.decode import crop, pixels
 from infra.reader.listing import Listing, list_archive, query_digest
 from infra.reader.meter import Meter
+from infra.reader.moving import Receiving
 from infra.reader.retrieval import Retrieval, Staged
 from infra.reader.staging import Staging, sealed_size
 from policies.records import Record, records_root
@@ -54,8 +55,16 @@ class Begin:
 class Holding:
     """The records, keys, staging and counts of one attempt."""
 
-    def __init__(self, begin: Begin, archive: DicomWeb, key: bytes, records: tuple[Record, ...], root: Path) -> None:
-        self.begin = begin
+    def __init__(
+        self,
+        begin: Begin,
+        archive: Archive,
+        key: bytes,
+        records: tuple[Record, ...],
+        root: Path,
+        receiving: Receiving | None = None,
+    ) -> None:
+        self.begin, self._receiving = begin, receiving
         self._archive, self._key, self._root = archive, key, root
         self._records = {record.record: record for record in records}
         self._staging: Staging | None = None
@@ -103,7 +112,7 @@ class Holding:
     def _fetch(self, listing: Listing) -> dict[str, Any]:
         before = self._list()
         self._staging = Staging(self._root, f"{self.begin.job.removeprefix('sha256:')[:32]}-{self.begin.attempt}")
-        retrieval = Retrieval(self._archive, self._staging, self._key)
+        retrieval = Retrieval(self._archive, self._staging, self._key, self._receiving)
         if before.results == listing.results:  # else the gate refuses, and nothing needs to be retrieved for that
             retrieval.run(before.places, before.crowded)
         after = self._list()
@@ -112,7 +121,7 @@ class Holding:
         wanted = [self._records[name] for name in sorted(listing.places)]
         self._staged = [(record, retrieval.received[record.record]) for record in wanted if record.record in retrieval.received]
         self._meter = Meter(len(self._staged), self.begin.cap)
-        facts = self._facts(wanted, retrieval.extra, before, after)
+        facts = self._facts(wanted, retrieval.extra, before, after) | {"movement": ",".join(sorted(retrieval.movement))}
         self._whole = _is_whole(facts)
         return facts
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from blocks.pacs import Answer, DicomWeb, value_of
+from blocks.archive import Archive
+from blocks.pacs import Answer, value_of
 from policies.minimise import pseudonym
 from policies.records import Record
 from policies.scope import Scope
@@ -11,16 +12,17 @@ from rapha.canonical import digest_of
 from rapha.errors import PeerError, Refusal
 from rapha.merkle import merkle_root
 
-FIELDS = ("00080018", "0020000D", "0020000E", "00100020", "00080060", "00080020", "00180015")
+FIELDS = ("00080018", "0020000D", "0020000E", "00100020", "00080060", "00080020", "00180015", "00080016")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the archive keeps a record."""
+    """Where the archive keeps a record. sop_class: "" where the archive does not say it."""
 
     study: str
     series: str
     instance: str
+    sop_class: str = ""
 
 
 @dataclass(slots=True)
@@ -39,7 +41,7 @@ class Listing:
     results: str = ""
 
 
-def list_archive(archive: DicomWeb, key: bytes, records: Mapping[str, Record], manifest: Scope, intent: Scope) -> Listing:
+def list_archive(archive: Archive, key: bytes, records: Mapping[str, Record], manifest: Scope, intent: Scope) -> Listing:
     """Asks for the manifest's whole scope, so that a missing record is seen, and selects the job's part of it.
 
     Raises `PeerError` pacs-… when the archive fails or contradicts itself.
@@ -58,7 +60,7 @@ def list_archive(archive: DicomWeb, key: bytes, records: Mapping[str, Record], m
         seen.add(record.record)
         listing.changed += not _same_patient(answer, key, record)
         if intent.admits(*_bounds(answer)):
-            place = Place(value_of(answer, "0020000D"), value_of(answer, "0020000E"), value_of(answer, "00080018"))
+            place = Place(*(value_of(answer, tag) for tag in ("0020000D", "0020000E", "00080018", "00080016")))
             listing.places[record.record] = place
             listing.patients.add(record.patient)
             lines.append(_line(record, place, key))
@@ -74,7 +76,7 @@ def query_digest(manifest: Scope, intent: Scope) -> str:
     return digest_of({"sent": list(manifest.queries()), "selected": list(intent.queries()), "fields": list(FIELDS)})
 
 
-def _answers(archive: DicomWeb, scope: Scope) -> dict[str, Answer]:
+def _answers(archive: Archive, scope: Scope) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
     for filters in scope.queries():
         for answer in archive.list_instances(filters, FIELDS):

@@ -2,18 +2,19 @@
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from blocks.multipart import Part
-from blocks.pacs import DicomWeb
+from blocks.archive import Archive, Listed
 from blocks.part10 import ContentDigest
 from infra.reader.decode import Image, look
 from infra.reader.listing import Place
+from infra.reader.moving import Moving, Receiving
 from infra.reader.staging import SealedWriter, Staging
 from rapha.errors import PeerError, Refusal
+from tasks.shared.moving import Ask, Ended, Level, by_get, until_delivered
 
 WORKERS = 3
 
@@ -29,25 +30,31 @@ class Staged:
 
 
 class Retrieval:
-    """One retrieval of the listed records. `received` by pseudonym; `extra`: objects that came beside them and were dropped."""
+    """One retrieval of the listed records, by whichever way the archive is asked.
 
-    def __init__(self, archive: DicomWeb, staging: Staging, key: bytes) -> None:
+    `received` by pseudonym; `extra`: objects that came beside them and were dropped; `movement`: codes of what the archive said
+    of a C-MOVE or C-GET that is not so.
+    """
+
+    def __init__(self, archive: Archive, staging: Staging, key: bytes, receiving: Receiving | None = None) -> None:
         self._archive, self._staging, self._key = archive, staging, key
+        self._moving = Moving(archive, receiving) if receiving and archive.method == "C-MOVE" else None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self.received: dict[str, Staged] = {}
         self.extra = 0
+        self.movement: set[str] = set()
 
     def run(self, places: Mapping[str, Place], crowded: set[str]) -> None:
         """Retrieves all of `places`: series whole, but instance by instance where a series holds others too.
 
         Raises `PeerError` of the archive; staging is then the caller's to destroy.
         """
-        by_series: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        by_series: dict[tuple[str, str], dict[Listed, str]] = defaultdict(dict)
         for name, place in places.items():
-            by_series[place.study, place.series][place.instance] = name
+            by_series[place.study, place.series][Listed(place.instance, place.sop_class, place.series)] = name
         with ThreadPoolExecutor(WORKERS) as pool:
-            jobs = [pool.submit(self._series, *place, wanted, place[1] in crowded) for place, wanted in by_series.items()]
+            jobs = [pool.submit(self._series, study, wanted, series in crowded) for (study, series), wanted in by_series.items()]
             done, waiting = wait(jobs, return_when=FIRST_EXCEPTION)
             if waiting:
                 self._stop.set()
@@ -55,19 +62,61 @@ class Retrieval:
             for job in done:
                 job.result()
 
-    def _series(self, study: str, series: str, wanted: Mapping[str, str], crowded: bool) -> None:
-        for instance in wanted if crowded or len(wanted) == 1 else (None,):
-            with self._archive.retrieve(study, series, instance) as parts:
-                for part in parts:
-                    self._one(part, wanted)
+    def _series(self, study: str, wanted: Mapping[Listed, str], crowded: bool) -> None:
+        names = {one.sop_uid: name for one, name in wanted.items()}
+        by_one = crowded or len(wanted) == 1
+        if self._archive.method == "WADO-RS":
+            get = self._archive.get if by_one else self._archive.get_series
+            get(study, list(wanted), lambda _class, _uid, blocks: self._one(blocks, names))
+            return
+        failed = self._dimse(study, list(wanted), "IMAGE" if by_one else "SERIES", names)
+        if failed is None:
+            return
+        came = any(name in self.received for name in names.values())
+        if failed.error or (failed.status and not came):
+            raise failed.error or PeerError("archive-incomplete", "nothing of a series came", peer="pacs")
 
-    def _one(self, part: Part, wanted: Mapping[str, str]) -> None:
+    def _dimse(self, study: str, wanted: Sequence[Listed], level: Level, names: Mapping[str, str]) -> Ended | None:
+        """What does not come although the archive answered is missing, for the gate to see; how it ended where it is."""
+        if self._archive.method == "C-MOVE":
+            if self._moving is None:
+                raise PeerError("receiver-missing", "retrieval is by C-MOVE, and no receiver is configured", peer="receiver")
+            return self._moving.series(study, wanted, level, lambda blocks: self._one(blocks, names), self._paced, self._told)
+
+        def delivered() -> set[str]:
+            with self._lock:
+                return {uid for uid, name in names.items() if name in self.received}
+
+        def keep(_class: str, _uid: str, blocks: Iterable[bytes]) -> None:
+            try:
+                self._one(blocks, names)
+            except OSError:
+                raise Refusal(["staging-unwritable"], "the staging folder cannot be written") from None
+
+        ask = by_get(self._archive, study, keep)
+        return until_delivered(self._paced(ask), delivered, wanted, level, self._told)
+
+    def _paced(self, ask: Ask) -> Ask:
+        def asked(level: Level, left: Sequence[Listed]) -> Ended:
+            self._go_on()
+            return ask(level, left)
+
+        return asked
+
+    def _told(self, _round: int, codes: tuple[str, ...]) -> None:
+        with self._lock:
+            self.movement.update(codes)
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise PeerError("pacs-stopped", "another retrieval of this attempt failed", peer="pacs")
+
+    def _one(self, blocks: Iterable[bytes], wanted: Mapping[str, str]) -> None:
         content, head = ContentDigest(), bytearray()
         with ExitStack() as undo:
             writer = None
-            for block in part.body:
-                if self._stop.is_set():
-                    raise PeerError("pacs-stopped", "another retrieval of this attempt failed", peer="pacs")
+            for block in blocks:
+                self._go_on()
                 content.feed(block)
                 if writer is not None:
                     writer.write(block)

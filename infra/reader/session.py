@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blocks.pacs import DicomWeb
+from blocks.archive import Archive
 from infra.reader.holding import Begin, Holding
+from infra.reader.moving import Receiving
 from policies.minimise import project_key
 from policies.records import read_records
 from policies.scope import Bounds, Scope, scope_codes
@@ -24,9 +25,11 @@ _SESSIONS: "weakref.WeakSet[ReaderSession]" = weakref.WeakSet()
 class ReaderSession:
     """Serves one connection. Answers hold counts and digests, never an identifier."""
 
-    def __init__(self, archive: DicomWeb, hospital_key: bytes, records: Path, staging: Path) -> None:
+    def __init__(
+        self, archive: Archive, hospital_key: bytes, records: Path, staging: Path, receiving: Receiving | None = None
+    ) -> None:
         self._archive, self._hospital_key = archive, hospital_key
-        self._records, self._staging = records, staging
+        self._records, self._staging, self._receiving = records, staging, receiving
         self._holding: Holding | None = None
         _SESSIONS.add(self)
 
@@ -43,7 +46,7 @@ class ReaderSession:
         self.closed()
         records = read_records(self._read_records())
         key = project_key(self._hospital_key, begin.project)
-        self._holding = Holding(begin, self._archive, key, records, self._staging)
+        self._holding = Holding(begin, self._archive, key, records, self._staging, self._receiving)
         return {}
 
     def do_query(self, message: Mapping[str, Any], fds: list[int]) -> Answer:

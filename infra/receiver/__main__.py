@@ -1,7 +1,8 @@
-"""`python -m infra.receiver --ae RAPHA --host H --port P --store DIR --seal-to PEM --socket S --key-env NAME --peer AE …`
+"""`python -m infra.receiver --ae RAPHA --host H --port P --store DIR [--seal-to PEM] --socket S --key-env NAME --peer AE …`
 
-With --tls-cert, --tls-key and --tls-ca it speaks TLS and nothing else. Prints `port N` and `ready`. The journal's key (32 bytes
-in base64) comes from the environment variable that is named, and is taken out of it.
+Without --seal-to nothing is taken but what a ticket with a key of its own waits for. With --tls-cert, --tls-key and --tls-ca it
+speaks TLS and nothing else. Prints `port N` and `ready`. The journal's key (32 bytes in base64) comes from the environment
+variable that is named, and is taken out of it.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def main() -> int:
     try:
         options.store.mkdir(parents=True, exist_ok=True, mode=0o700)
         journal = Journal(options.store / "journal", _key(options.key_env))
-        store = Store(options.store, _recipient(options.seal_to), journal, options.disk_floor)
+        store = Store(options.store, _recipient(options.seal_to) if options.seal_to else None, journal, options.disk_floor)
         port = Engine(options.ae, store, options.peer).start(options.host, options.port, _tls(options))
     except RaphaError as error:
         print(", ".join(error.codes), file=sys.stderr)
@@ -82,7 +83,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--store", type=Path, required=True, help="folder of sealed files and the journal")
-    parser.add_argument("--seal-to", type=Path, required=True, help="the study reader's public key")
+    parser.add_argument("--seal-to", type=Path, help="the study reader's public key, where there is one")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--key-env", default="RAPHA_RECEIVER_KEY_BASE64")
     parser.add_argument("--peer", action="append", default=[], required=True, help="an AE title that may send; may be repeated")

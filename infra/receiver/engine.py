@@ -8,11 +8,13 @@ import hashlib
 import secrets
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pynetdicom import AE, _config, dimse_messages, evt
+from pynetdicom.dsutils import decode
 
 from blocks.instances import SealedInstance, SealedWriter
 from blocks.part10 import FileMeta, read_meta
@@ -21,21 +23,38 @@ from rapha.errors import PeerError
 
 VERIFICATION, COMMITMENT = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
 SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
+NOT_AUTHORIZED = 0x0124  # PS3.7 C.5.9: nobody here waits for it
 HEAD = 16 << 10
 MOST_ASSOCIATIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Came:
-    """One C-STORE whose data set is sealed. originator, message_id: of the C-MOVE that it names, "" and 0 where it names none."""
+class Command:
+    """What a C-STORE says before its data set. originator, message_id: of the C-MOVE that it names, "" and 0 for none."""
 
     sop_instance: str
     sop_class: str
+    originator: str
+    message_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Addressed:
+    """A new sealed file, and the ticket whose key it is sealed to: "" for the study reader's."""
+
+    writer: SealedWriter
+    ticket: str
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """One C-STORE whose data set is sealed, for `ticket`."""
+
+    command: Command
     transfer_syntax: str
     sha256: str
     sealed: SealedInstance
-    originator: str
-    message_id: int
+    ticket: str
 
 
 class Keeping(Protocol):
@@ -44,8 +63,8 @@ class Keeping(Protocol):
     def room(self) -> bool:
         """Whether the disk is above its floor."""
 
-    def writer(self) -> SealedWriter:
-        """A new sealed file. Raises `OSError`."""
+    def addressed(self, command: Command) -> Addressed | None:
+        """A new sealed file for whoever waits for it, None where nobody does. Raises `OSError`."""
 
     def keep(self, came: Came) -> int:
         """Puts it into the journal; the status to answer with. Raises `OSError`."""
@@ -57,15 +76,23 @@ class Keeping(Protocol):
 class _Spool:
     """Stands in for the library's temporary file: takes preamble, meta information and fragments, and seals them."""
 
-    def __init__(self, keeping: Keeping) -> None:
+    def __init__(self, keeping: Keeping, command: Command) -> None:
+        self.command, self.status = command, OUT_OF_RESOURCES  # what is answered where it failed
         self.name = f"/nonexistent/{secrets.token_hex(8)}"  # the library removes the file of this name, and there is none
         self.file = self  # what the library flushes after each fragment
         self.failed = not keeping.room()
         self.head, self._hash = bytearray(), hashlib.sha256()
         self.meta: FileMeta | None = None
         self._writer: SealedWriter | None = None
+        self._ticket = ""
         if not self.failed:
-            self._guarded(lambda: setattr(self, "_writer", keeping.writer()))
+            self._guarded(lambda: self._address(keeping.addressed(command)))
+
+    def _address(self, addressed: Addressed | None) -> None:
+        if addressed is None:
+            self.failed, self.status = True, NOT_AUTHORIZED
+        else:
+            self._writer, self._ticket = addressed.writer, addressed.ticket
 
     def write(self, block: bytes) -> int:
         """Never raises: a failed disk is answered for when the data set has ended (PS3.4 B.2.3)."""
@@ -98,11 +125,12 @@ class _Spool:
         if self._writer is not None:
             self._writer.discard()
 
-    def finish(self) -> tuple[SealedInstance, str]:
-        """(sealed and durable, SHA-256 of the data set). Raises `OSError`."""
+    def finish(self, transfer_syntax: str) -> Came:
+        """What came, sealed and durable, with the SHA-256 of its data set. Raises `OSError`."""
         if self._writer is None or self.failed or self.meta is None:
             raise OSError("the data set was not kept")
-        return self._writer.finish(), "sha256:" + self._hash.hexdigest()
+        sealed = self._writer.finish()
+        return Came(self.command, transfer_syntax, "sha256:" + self._hash.hexdigest(), sealed, self._ticket)
 
     def _guarded(self, step: Callable[[], object]) -> None:
         try:
@@ -131,7 +159,15 @@ class Engine:
         _config.LOG_RESPONSE_IDENTIFIERS = False
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.UNRESTRICTED_STORAGE_SERVICE = True  # private SOP classes too: what the archive holds is what we take
-        dimse_messages.NamedTemporaryFile = lambda **_: _Spool(keeping)  # type: ignore[assignment,attr-defined]
+        # The library decodes a command and, on the same thread, opens the file for its data set without a word on whose it is.
+        last = threading.local()
+
+        def decoded(*args: Any) -> Any:
+            last.command = decode(*args)
+            return last.command
+
+        dimse_messages.decode = decoded  # type: ignore[attr-defined,assignment]
+        dimse_messages.NamedTemporaryFile = lambda **_: _Spool(keeping, _command(last.command))  # type: ignore[assignment,attr-defined]
 
     def start(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
         """The port that it serves on."""
@@ -148,19 +184,14 @@ class Engine:
         return int(server.socket.getsockname()[1])
 
     def _store(self, event: Any) -> int:
-        request, spool = event.request, event.request._dataset_file
+        spool = event.request._dataset_file
         if not isinstance(spool, _Spool) or spool.failed:
-            return OUT_OF_RESOURCES
-        sop_class, sop_instance = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
-        syntax = str(event.context.transfer_syntax)
-        told = {"sop_class": sop_class, "sop_instance": sop_instance}
-        if any(told[name] != uid for name, uid in named(bytes(spool.head), syntax).items()):
+            return spool.status if isinstance(spool, _Spool) else OUT_OF_RESOURCES
+        syntax, told = str(event.context.transfer_syntax), spool.command
+        if any(getattr(told, name) != uid for name, uid in named(bytes(spool.head), syntax).items()):
             return OTHER_CLASS  # the data set is another than the command says; nothing of it is kept
-        originator = str(request.MoveOriginatorApplicationEntityTitle or "").strip()
         try:
-            sealed, sha256 = spool.finish()
-            came = Came(sop_instance, sop_class, syntax, sha256, sealed, originator, int(request.MoveOriginatorMessageID or 0))
-            return self._keeping.keep(came)
+            return self._keeping.keep(spool.finish(syntax))
         except OSError:
             return OUT_OF_RESOURCES
 
@@ -174,6 +205,17 @@ class Engine:
         except OSError:
             return 0x0110, None  # processing failure: the archive may report again
         return SUCCESS, None
+
+
+def _command(given: Any) -> Command:
+    """The command set of a C-STORE (PS3.7 table 9.3-1)."""
+    originator, number = given.get("MoveOriginatorApplicationEntityTitle"), given.get("MoveOriginatorMessageID")
+    return Command(
+        str(given.get("AffectedSOPInstanceUID", "")),
+        str(given.get("AffectedSOPClassUID", "")),
+        str(originator or "").strip(),
+        number if isinstance(number, int) else 0,
+    )
 
 
 def _hurry(event: Any) -> None:

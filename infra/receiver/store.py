@@ -11,7 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from blocks.instances import SUFFIX, SealedWriter, sweep_unfinished
-from infra.receiver.engine import OUT_OF_RESOURCES, SUCCESS, Came
+from infra.receiver.engine import NOT_AUTHORIZED, OUT_OF_RESOURCES, SUCCESS, Addressed, Came, Command
 from infra.receiver.journal import Journal
 from rapha.errors import Refusal
 
@@ -20,7 +20,7 @@ IDS_AT_ONCE = 64  # message ids that one line of the journal reserves
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One kept instance. conflict: it came after another of its UID with other content."""
+    """One kept instance. conflict: it came after another of its UID with other content; ticket: whose own key it is sealed to."""
 
     sop_instance: str
     sop_class: str
@@ -31,24 +31,30 @@ class Arrival:
     originator: str
     message_id: int
     conflict: bool = False
+    ticket: str = ""
 
 
 @dataclass
 class _Ticket:
+    """recipient: its own key; None for what is sealed to the study reader's."""
+
     originator: str
     message_id: int
     wanted: frozenset[str]
+    recipient: X25519PublicKey | None = None
 
 
 @dataclass
 class Store:
     """The receiver's memory. Every change is in the journal before it is in memory, and in memory before it is answered.
 
-    `folder` is this process's alone: at its start it removes every sealed file that its journal does not name.
+    `folder` is this process's alone: at its start it removes every sealed file that its journal does not name. What is sealed to
+    a ticket's own key is never in the journal: it ends with the ticket, and the ticket with whoever opened it or with this
+    process. recipient: the study reader's key; None where there is no reading service, and nothing but such tickets is served.
     """
 
     folder: Path
-    recipient: X25519PublicKey
+    recipient: X25519PublicKey | None
     journal: Journal
     floor: int
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -56,6 +62,7 @@ class Store:
     _tickets: dict[str, _Ticket] = field(default_factory=dict)
     _commitments: dict[str, dict[str, Any]] = field(default_factory=dict)
     _claimed: dict[str, str] = field(default_factory=dict)  # file to SOP instance, while the file is there
+    _over: set[tuple[str, int]] = field(default_factory=set)  # C-MOVEs of tickets with their own key, also of closed ones
     _last_id: int = field(default_factory=lambda: secrets.randbelow(60000))
     _reserved: int = 0
 
@@ -72,32 +79,42 @@ class Store:
         room = os.statvfs(self.folder)
         return room.f_bavail * room.f_frsize > self.floor
 
-    def writer(self) -> SealedWriter:
-        return SealedWriter(self.folder, self.recipient)
+    def addressed(self, command: Command) -> Addressed | None:
+        with self._lock:
+            name = self._waiting(command)
+            recipient = self._tickets[name].recipient if name else None if self._stray(command) else self.recipient
+        return Addressed(SealedWriter(self.folder, recipient), name) if recipient else None
 
     def keep(self, came: Came) -> int:
         with self._lock:
-            there = [one for one in self._arrivals.get(came.sop_instance, []) if (self.folder / one.file).exists()]
+            told, path = came.command, came.sealed.path
+            if came.ticket and came.ticket not in self._tickets:
+                path.unlink(missing_ok=True)
+                return NOT_AUTHORIZED  # nobody waits for it any more
+            same = [one for one in self._arrivals.get(told.sop_instance, []) if one.ticket == came.ticket]
+            there = [one for one in same if (self.folder / one.file).exists()]
             if any(one.sha256 == came.sha256 for one in there):
-                came.sealed.path.unlink(missing_ok=True)  # the same again is one instance
+                path.unlink(missing_ok=True)  # the same again is one instance
                 return SUCCESS
             one = Arrival(
-                came.sop_instance,
-                came.sop_class,
+                told.sop_instance,
+                told.sop_class,
                 came.transfer_syntax,
                 came.sha256,
                 came.sealed.size,
-                came.sealed.path.name,
-                came.originator,
-                came.message_id,
+                path.name,
+                told.originator,
+                told.message_id,
                 conflict=bool(there),
+                ticket=came.ticket,
             )
             try:
-                self.journal.append(what="came", **asdict(one))
+                if not came.ticket:
+                    self.journal.append(what="came", **asdict(one))
             except OSError:
-                came.sealed.path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
                 return OUT_OF_RESOURCES
-            self._arrivals.setdefault(came.sop_instance, []).append(one)
+            self._arrivals.setdefault(told.sop_instance, []).append(one)
             return SUCCESS
 
     def committed(self, transaction: str, kept: Sequence[str], failed: dict[str, int]) -> None:
@@ -124,22 +141,33 @@ class Store:
             self._reserved = IDS_AT_ONCE
         self._reserved -= 1
 
-    def expect(self, originator: str, message_id: int, wanted: Sequence[str]) -> str:
+    def expect(self, originator: str, message_id: int, wanted: Sequence[str], recipient: X25519PublicKey | None = None) -> str:
+        """A ticket; with a recipient, what comes for it is sealed to that key alone. Raises `OSError`."""
         with self._lock:
+            if recipient is None and self.recipient is None:
+                raise Refusal(["receiver-no-recipient"], "this receiver seals to no study reader's key")
+            self._over.discard((originator, message_id))
+            if recipient is not None:
+                self.journal.append(what="own", originator=originator, message_id=message_id)
+                self._over.add((originator, message_id))
             name = secrets.token_hex(16)
-            self._tickets[name] = _Ticket(originator, message_id, frozenset(wanted))
+            self._tickets[name] = _Ticket(originator, message_id, frozenset(wanted), recipient)
             return name
 
     def arrived(self, ticket: str) -> list[Arrival]:
         """Everything kept that the ticket waits for, and whatever names its C-MOVE besides."""
         with self._lock:
             held = self._ticket(ticket)
-            every = [one for several in self._arrivals.values() for one in several]
-            return [one for one in every if one.sop_instance in held.wanted or self._names(one, held)]
+            if held.recipient is not None:
+                return [one for one in self._every() if one.ticket == ticket]
+            every = [one for one in self._every() if not one.ticket]
+            return [one for one in every if one.sop_instance in held.wanted or _names(one, held)]
 
     def claim(self, ticket: str) -> None:
         """The caller has them in its register: they are not the receiver's any more. Raises `OSError`."""
         with self._lock:
+            if self._ticket(ticket).recipient is not None:
+                raise Refusal(["receiver-request-odd"], "what is sealed to a ticket's own key ends with the ticket")
             for one in self.arrived(ticket):
                 self.journal.append(what="claimed", sop_instance=one.sop_instance, file=one.file)
                 self._forget(one.sop_instance, one.file)
@@ -147,15 +175,19 @@ class Store:
             self._tickets.pop(ticket, None)
 
     def close_ticket(self, ticket: str) -> None:
+        """Nobody waits any more. What is sealed to its own key is removed; anything else stays, unclaimed."""
         with self._lock:
-            self._tickets.pop(ticket, None)
+            held = self._tickets.pop(ticket, None)
+            for one in self._every() if held is not None and held.recipient is not None else ():
+                if one.ticket == ticket:
+                    (self.folder / one.file).unlink(missing_ok=True)
+                    self._forget(one.sop_instance, one.file)
 
     def unclaimed(self) -> list[Arrival]:
         """Kept, and no open ticket's."""
         with self._lock:
-            every = [one for several in self._arrivals.values() for one in several]
-            open_ = list(self._tickets.values())
-            return [one for one in every if not any(one.sop_instance in t.wanted or self._names(one, t) for t in open_)]
+            every, open_ = [one for one in self._every() if not one.ticket], list(self._tickets.values())
+            return [one for one in every if not any(one.sop_instance in t.wanted or _names(one, t) for t in open_)]
 
     def commitment(self, transaction: str) -> dict[str, Any] | None:
         with self._lock:
@@ -168,9 +200,28 @@ class Store:
             )
         return self._tickets[name]
 
-    @staticmethod
-    def _names(one: Arrival, ticket: _Ticket) -> bool:
-        return one.message_id == ticket.message_id and one.originator == ticket.originator
+    def _every(self) -> list[Arrival]:
+        return [one for several in self._arrivals.values() for one in several]
+
+    def _waiting(self, command: Command) -> str:
+        """The ticket with its own key that a C-STORE is for; "" for the study reader.
+
+        It is the one whose C-MOVE it names. Where it names none of ours, the oldest ticket that waits for it and has it not.
+        """
+        for name, held in self._tickets.items():
+            if _names(command, held):
+                return name if held.recipient else ""
+        for name, held in self._tickets.items():
+            lacks = not any(
+                one.ticket == (name if held.recipient else "") for one in self._arrivals.get(command.sop_instance, [])
+            )
+            if command.sop_instance in held.wanted and lacks:
+                return name if held.recipient else ""
+        return ""
+
+    def _stray(self, command: Command) -> bool:
+        """Whether it comes for a ticket with its own key that was closed: nobody may have it."""
+        return (command.originator, command.message_id) in self._over
 
     def _forget(self, sop_instance: str, file: str) -> None:
         left = [one for one in self._arrivals.get(sop_instance, []) if one.file != file]
@@ -190,19 +241,27 @@ class Store:
             self._claimed[fields["file"]] = fields["sop_instance"]
         elif entry["what"] == "ids":
             self._last_id = fields["last"]
+        elif entry["what"] == "own":
+            self._over.add((fields["originator"], fields["message_id"]))
         elif entry["what"] == "committed":
             self._commitments[fields["transaction"]] = fields
 
     def _snapshot(self) -> list[dict[str, Any]]:
         self._claimed = {file: uid for file, uid in self._claimed.items() if (self.folder / file).exists()}
-        came = [{"what": "came", **asdict(one)} for several in self._arrivals.values() for one in several]
+        came = [{"what": "came", **asdict(one)} for one in self._every()]
         claimed = [{"what": "claimed", "sop_instance": uid, "file": file} for file, uid in self._claimed.items()]
         committed = [{"what": "committed", **report} for report in self._commitments.values()]
-        return [*came, *claimed, *committed, {"what": "ids", "last": self._last_id}]
+        own = [{"what": "own", "originator": title, "message_id": number} for title, number in sorted(self._over)]
+        return [*came, *claimed, *committed, *own, {"what": "ids", "last": self._last_id}]
 
     def _sweep(self) -> None:
         """A sealed file that the journal does not name was never answered for: its sender will send it again."""
-        named = {one.file for several in self._arrivals.values() for one in several} | set(self._claimed)
+        named = {one.file for one in self._every()} | set(self._claimed)
         for path in self.folder.glob(f"*{SUFFIX}"):
             if path.name not in named:
                 path.unlink(missing_ok=True)
+
+
+def _names(one: Arrival | Command, ticket: _Ticket) -> bool:
+    """Whether it came by the ticket's C-MOVE."""
+    return one.message_id == ticket.message_id and one.originator == ticket.originator

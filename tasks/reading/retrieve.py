@@ -6,21 +6,20 @@ By C-GET or WADO-RS the study reader fetches; by C-MOVE the archive sends to the
 (`policies.movement`). A list that changed meanwhile, or an instance that did not come, is a failed peer: it is tried again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blocks.archive import Archive, Listed
-from blocks.dimse.services import BROKEN_OFF, MoveOutcome
 from blocks.reading import ExpectedInstance, ReadingRegister, StudyLease
 from blocks.receiver import Arrived, Receiver
 from blocks.study import StudyReader
 from policies.completeness import ARRIVAL_GATE, ArrivalEvidence, arrival_facts
-from policies.movement import hints, next_step
 from rapha.errors import PeerError
 from tasks.attempt import Attempt
 from tasks.gate import Cleared, require
+from tasks.shared.moving import by_move, until_delivered
 
 KINDS_OF_OTHERS = ("SR", "PR", "KO")
 
@@ -95,76 +94,21 @@ def moved(study: str, attempt: Attempt, archive: Archive, receiver: Receiver | N
         raise PeerError("receiver-missing", "retrieval is by C-MOVE, and no receiver is configured", peer="receiver")
     number, names = receiver.message_id(), {one.sop_uid for one in wanted}
     ticket = receiver.expect(archive.endpoint.calling_ae_title, number, sorted(names))
+
+    def told(turn: int, codes: tuple[str, ...]) -> None:
+        attempt.record("movement", round=turn, codes=list(codes))
+
+    def delivered() -> set[str]:
+        return {one.sop_uid for one in receiver.arrived(ticket)}
+
     try:
-        arrived = _rounds(study, attempt, archive, receiver, ticket, number, wanted)
+        failed = until_delivered(by_move(archive, study, number), delivered, wanted, "STUDY", told)
+        arrived = receiver.arrived(ticket)
+        if failed is not None:
+            said = f"{len(names - {one.sop_uid for one in arrived})} of {len(names)} instances did not come"
+            raise failed.error or PeerError("archive-incomplete", said, peer="pacs")
     except BaseException:
         receiver.forgo(ticket)
         raise
     receiver.claim(ticket)
     return [one for one in arrived if one.sop_uid in names]
-
-
-def _rounds(
-    study: str, attempt: Attempt, archive: Archive, receiver: Receiver, ticket: str, number: int, wanted: Sequence[Listed]
-) -> list[Arrived]:
-    names = {one.sop_uid for one in wanted}
-    level, rounds, before = "STUDY", 0, {one.sop_uid for one in receiver.arrived(ticket)} & names
-    while True:
-        rounds += 1
-        ended = _round(study, archive, number, level, [one for one in wanted if one.sop_uid not in before])
-        arrived = receiver.arrived(ticket)
-        delivered = {one.sop_uid for one in arrived} & names
-        came = len(delivered) if level == "STUDY" else len(delivered - before)
-        asked = len(names) if level == "STUDY" else len(names - before)
-        if codes := hints(ended.status, ended.completed, ended.failed, asked, came):
-            attempt.record("movement", round=rounds, codes=list(codes))
-        step = next_step(ended.status, names, delivered, before=before, rounds=rounds, level=level)
-        if step == "done":
-            return arrived
-        if step == "failed":
-            said = f"{len(names - delivered)} of {len(names)} instances did not come"
-            raise ended.error or PeerError("archive-incomplete", said, peer="pacs")
-        level = level if step == "retry" else "IMAGE"
-        before = delivered
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """How a round ended: the worst status, None with the error where an association broke; counts where all gave them."""
-
-    status: int | None
-    completed: int | None
-    failed: int | None
-    error: PeerError | None = None
-
-
-def _round(study: str, archive: Archive, number: int, level: str, left: Sequence[Listed]) -> _Ended:
-    """One C-MOVE of the whole study, or one a series for what is missing. Raises `PeerError` where no association stood."""
-    if level == "STUDY":
-        return _ended(lambda: archive.move(study, message_id=number))
-    parts: list[_Ended] = []
-    for series in sorted({one.series_uid for one in left}):
-        uids = [one.sop_uid for one in left if one.series_uid == series]
-        parts.append(_ended(lambda s=series, u=uids: archive.move(study, message_id=number, series=s, instances=u)))  # type: ignore[misc]
-    return _worst(parts)
-
-
-def _ended(move: Callable[[], MoveOutcome]) -> _Ended:
-    try:
-        outcome = move()
-    except PeerError as error:
-        if error.codes[0] not in BROKEN_OFF:
-            raise
-        return _Ended(None, None, None, error)
-    return _Ended(outcome.status, outcome.completed, outcome.failed)
-
-
-def _worst(parts: Sequence[_Ended]) -> _Ended:
-    completed, failed = [one.completed for one in parts], [one.failed for one in parts]
-    statuses = [one.status for one in parts]
-    return _Ended(
-        None if None in statuses else max(status or 0 for status in statuses),
-        None if None in completed else sum(count or 0 for count in completed),
-        None if None in failed else sum(count or 0 for count in failed),
-        next((one.error for one in parts if one.error), None),
-    )

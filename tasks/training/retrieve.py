@@ -17,6 +17,8 @@ def retrieve(
     Raises `Refusal` retrieve-…; `PeerError` pacs-… when the archive fails or the set changes meanwhile.
     """
     facts = asdict(reader.fetch())
+    if codes := facts.pop("movement"):
+        attempt.record("movement", codes=codes.split(","))
     evidence = RetrieveEvidence(
         **attempt.facts(previous.subject),
         **{**facts, "results": previous.evidence.results if facts["results"] == previous.evidence.results else ""},

@@ -35,11 +35,13 @@ def kept(folder: Path) -> Store:
 
 def sealed(store: Store, uid: str, content: bytes) -> Arrival:
     """An instance kept as the engine does it."""
-    from infra.receiver.engine import Came
+    from infra.receiver.engine import Came, Command
 
-    writer = store.writer()
-    writer.write(content)
-    came = Came(uid, "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1", "sha256:" + content.hex(), writer.finish(), "RAPHA", 1)
+    command = Command(uid, "1.2.840.10008.5.1.4.1.1.2", "RAPHA", 1)
+    addressed = store.addressed(command)
+    assert addressed is not None
+    addressed.writer.write(content)
+    came = Came(command, "1.2.840.10008.1.2.1", "sha256:" + content.hex(), addressed.writer.finish(), addressed.ticket)
     assert store.keep(came) == 0
     return store.arrived(store.expect("X", 0, [uid]))[-1]
 
