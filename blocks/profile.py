@@ -35,6 +35,7 @@ _ENDPOINT: dict[str, Kind] = {
     "store": get_args(Store),
     "move_destination": str,
     "max_results": int,
+    "polled": bool,
 }
 # section -> key -> kind. `pacs_endpoints` and `notifications` hold named groups of such keys.
 SCHEMA: dict[str, dict[str, Kind]] = {
@@ -93,16 +94,22 @@ NOT_BUILT = (
     "notifications.sms",
     "notifications.hl7",
 )  # switched on, they refuse: nobody is to rely on a channel that is not there
+ALWAYS_ON = {"audit.enabled": "profile-audit-off", "audit.encryption_enabled": "profile-audit-clear"}
 AE_TITLE = 16  # characters (PS3.5 section 6.2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """mode; endpoints by name, in the order of the file; `values`: every other key as given, "section.key" -> value."""
+    """mode; endpoints by name, in the order of the file; `values`: every other key as given, "section.key" -> value.
+
+    secrets: where the endpoints' tokens stand (`env:NAME`, `file:PATH`); not the tokens. polled: the endpoints that are polled.
+    """
 
     mode: Mode
     endpoints: Mapping[str, Endpoint]
     values: Mapping[str, Any] = field(default_factory=dict)
+    secrets: frozenset[str] = frozenset()
+    polled: tuple[str, ...] = ("primary",)
 
     def __repr__(self) -> str:
         return f"Profile({self.mode}, {', '.join(self.endpoints)})"
@@ -141,7 +148,10 @@ def load_profile(path: Path, environment: Mapping[str, str] = os.environ) -> Pro
     tls = _tls(plain) if plain.get("security.tls_enabled") else None
     names = dict.fromkeys(name.split(".")[1] for name in plain if name.startswith("pacs_endpoints."))
     endpoints = {name: _endpoint(name, plain, tls, environment) for name in names}
-    return Profile(mode=mode, endpoints=endpoints, values={n: v for n, v in plain.items() if not n.startswith("pacs_endpoints.")})
+    secrets = frozenset(str(value) for name, value in plain.items() if name.endswith(".dicomweb_token"))
+    polled = tuple(name for name in endpoints if plain.get(f"pacs_endpoints.{name}.polled", name == "primary"))
+    others = {name: value for name, value in plain.items() if not name.startswith("pacs_endpoints.")}
+    return Profile(mode=mode, endpoints=endpoints, values=others, secrets=secrets, polled=polled)
 
 
 def _composed(raw: bytes, problems: _Problems) -> yaml.Node | None:
@@ -232,10 +242,7 @@ def _judge(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _P
     levels = values.get("workflow.priority_levels")
     if levels and tuple(levels[0]) != PRIORITIES:
         problems.add("profile-value", f"workflow.priority_levels are {', '.join(PRIORITIES)}, in this order", levels[1])
-    for channel in NOT_BUILT:
-        on = values.get(f"{channel}.enabled")
-        if on and on[0]:
-            problems.add("not-built", f"{channel} is not built yet: switch it off", on[1])
+    _judge_switches(values, problems)
     _judge_notices(values, problems)
     tls = values.get("security.tls_enabled", (False, None))[0]
     if tls and not {"security.ca_bundle", "security.cert_file", "security.key_file"} <= set(values):
@@ -243,6 +250,19 @@ def _judge(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _P
     if mode == "production" and (not tls or values.get("security.mutual_auth", (True, None))[0] is False):
         problems.add("profile-clear-dicom", "production needs tls_enabled and mutual_auth")
     _judge_hosts(values, mode, problems)
+
+
+def _judge_switches(values: Mapping[str, tuple[Any, yaml.Node]], problems: _Problems) -> None:
+    """What is always on, and what cannot be switched on yet."""
+    for key, code in ALWAYS_ON.items():
+        if key in values and values[key][0] is not True:
+            problems.add(
+                code, f"{key} is always true: what is done to a patient's data is written down, encrypted", values[key][1]
+            )
+    for channel in NOT_BUILT:
+        on = values.get(f"{channel}.enabled")
+        if on and on[0]:
+            problems.add("not-built", f"{channel} is not built yet: switch it off", on[1])
 
 
 def _judge_notices(values: Mapping[str, tuple[Any, yaml.Node]], problems: _Problems) -> None:
@@ -299,6 +319,7 @@ def _tls(plain: Mapping[str, Any]) -> TlsSettings:
 def _endpoint(name: str, plain: Mapping[str, Any], tls: TlsSettings | None, environment: Mapping[str, str]) -> Endpoint:
     prefix = f"pacs_endpoints.{name}."
     own = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    own.pop("polled", None)  # the schedule's affair, not the connection's
     if "dicomweb_token" in own:
         own["dicomweb_token"] = secret(own["dicomweb_token"], environment)
     if timeout := plain.get("performance.connection_timeout_seconds"):

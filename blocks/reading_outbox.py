@@ -28,6 +28,13 @@ class Outbox(Shelf):
                 row.next_at = now + hold
             return [_due(row) for row in rows]
 
+    def owes_notice(self, now: int) -> bool:
+        """Whether anything is to be sent or escalated now."""
+        with self._session() as session:
+            due = select(NoticeRow.id).where(NoticeRow.state == "waiting", NoticeRow.next_at <= now)
+            is_due = session.scalars(due.limit(1)).first() is not None
+        return is_due or bool(self.escalations(now))
+
     def notice_sent(self, notice: int, now: int, *, escalate_at: int | None = None, level: int | None = None) -> None:
         """A channel took it. escalate_at: when the next person is told unless somebody acknowledges.
 
@@ -98,6 +105,13 @@ class Outbox(Shelf):
             row.level, row.state, row.tries, row.escalate_at = level + 1, "waiting", 0, None
             row.next_at = now if at is None else at
             return True
+
+    def open_notices(self, limit: int = 100) -> list[DueNotice]:
+        """What is still owed, critical first: not sent yet, taken by no channel, or critical and not acknowledged."""
+        with self._session() as session:
+            unheard = (NoticeRow.kind == "critical") & (NoticeRow.state != "acknowledged")
+            wanted = select(NoticeRow).where(or_(NoticeRow.state.in_(("waiting", "dead")), unheard))
+            return [_due(row) for row in session.scalars(wanted.order_by(CRITICAL_FIRST, NoticeRow.id).limit(limit)).all()]
 
     def notices(self, row: int | None = None) -> list[DueNotice]:
         """Every notice (of one study), oldest first."""

@@ -15,6 +15,7 @@ from blocks.ledger import Ledger
 from blocks.models import ModelPackage, load_models
 from blocks.profile import Profile, load_profile
 from blocks.reading import ReadingRegister, StudyLease, open_reading_register
+from blocks.reading_settings import reading_values
 from blocks.receiver import Receiver
 from blocks.study import StudyReader
 from blocks.witnessed import WitnessedArchive
@@ -25,28 +26,6 @@ from rapha.signing import load_private
 from tasks.attempt import Attempt
 from tasks.reading.analyse import AnalyseLimits
 from tasks.shared.probe import read_record
-
-NEEDED = (
-    "RAPHA_NODE_ID",
-    "RAPHA_STATE_DIR",
-    "RAPHA_KEYS_DIR",
-    "RAPHA_PROFILE_PATH",
-    "RAPHA_REGISTER_KEY_BASE64",
-    "RAPHA_STUDY_SOCKET",
-    "RAPHA_MODEL_LAUNCHER_SOCKET",
-    "RAPHA_MODELS_PATH",
-    "RAPHA_TRAINER_COMMAND",
-    "RAPHA_AUDIT_KEY_BASE64",
-)
-OPTIONAL = (
-    "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION",
-    "RAPHA_RECEIVER_SOCKET",
-    "RAPHA_RECEIVER_STORE",
-    "RAPHA_REGISTER_URL",
-    "RAPHA_AUDIT_DIR",
-    "RAPHA_AUDIT_RETENTION_YEARS",
-    "RAPHA_AUDIT_SEGMENT",
-)
 
 
 @dataclass(frozen=True)
@@ -59,12 +38,8 @@ class Clinic:
     @classmethod
     def open(cls, environment: Mapping[str, str] = os.environ) -> "Clinic":
         """Raises `ConfigurationError`, one code for each thing that is missing or wrong."""
-        missing = [name for name in NEEDED if not environment.get(name, "").strip()]
-        if missing:
-            codes = [f"missing-{name.removeprefix('RAPHA_').lower().replace('_', '-')}" for name in missing]
-            raise ConfigurationError(codes, f"not set: {', '.join(missing)}")
-        kept = {name: environment[name] for name in (*NEEDED, *OPTIONAL) if environment.get(name)}
-        return cls(kept, load_profile(Path(environment["RAPHA_PROFILE_PATH"]), environment))
+        kept = reading_values(environment)
+        return cls(kept, load_profile(Path(kept["RAPHA_PROFILE_PATH"]), environment))
 
     @property
     def state(self) -> Path:

@@ -1,6 +1,7 @@
 """The deployments of prefect.yaml on the engine, through its own client: one process, no build steps, no questions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,18 @@ from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
+from blocks.profile import Profile
 from rapha.errors import ConfigurationError, PeerError
 
 POOL = "rapha"
+POLL, POLL_SECONDS = "poll", 300
 DIRECTORY = "prefect.deployments.steps.set_working_directory"
 
 
-def deploy_all(home: Path) -> list[str]:
-    """Registers the pool and every deployment of `home/prefect.yaml`; their names. What was there under a name is replaced.
+def deploy_all(home: Path, halves: Collection[str] = ("training",), profile: Profile | None = None) -> list[str]:
+    """Registers the pool and the deployments of `home/prefect.yaml`; their names. What was there under a name is replaced.
+
+    halves: the deployments with one of these tags, training or reading; profile: how often which archive is polled.
 
     Raises `ConfigurationError(deployments-malformed)`, `PeerError(engine-deploy-failed)`.
     """
@@ -33,7 +38,8 @@ def deploy_all(home: Path) -> list[str]:
         wanted = yaml.safe_load((home / "prefect.yaml").read_bytes())["deployments"]
         with get_client(sync_client=True) as client:
             _pool(client)
-            return [_deploy(client, one, home) for one in wanted]
+            mine = [one for one in wanted if not set(halves).isdisjoint(one["tags"])]
+            return [_deploy(client, one, home, _schedules(one, profile)) for one in mine]
     except (yaml.YAMLError, KeyError, TypeError, ValidationError):
         raise ConfigurationError(["deployments-malformed"], "prefect.yaml cannot be read as the deployments of a node") from None
     except (PrefectException, httpx.HTTPError):
@@ -49,7 +55,7 @@ def _pool(client: SyncPrefectClient) -> None:
         return  # a worker that was faster, or an earlier start
 
 
-def _deploy(client: SyncPrefectClient, wanted: Mapping[str, Any], home: Path) -> str:
+def _deploy(client: SyncPrefectClient, wanted: Mapping[str, Any], home: Path, schedules: list[DeploymentScheduleCreate]) -> str:
     module, _, name = wanted["entrypoint"].partition(":")
     flow: Flow[..., Any] = getattr(import_module(module), name)
     limit = wanted["concurrency_limit"]
@@ -64,7 +70,8 @@ def _deploy(client: SyncPrefectClient, wanted: Mapping[str, Any], home: Path) ->
         work_queue_name=wanted["work_pool"]["work_queue_name"],
         concurrency_limit=limit["limit"],
         concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(limit["collision_strategy"])),
-        schedules=[_schedule(one) for one in wanted.get("schedules", ())],
+        schedules=schedules,
+        parameters=wanted.get("parameters", {}),
         parameter_openapi_schema=parameter_schema(flow).model_dump(),
         enforce_parameter_schema=True,
         pull_steps=[{DIRECTORY: {"directory": str(home)}}],
@@ -72,6 +79,18 @@ def _deploy(client: SyncPrefectClient, wanted: Mapping[str, Any], home: Path) ->
     full = f"{flow.name}/{wanted['name']}"
     _trigger(client, made, full, wanted.get("triggers", ()))
     return full
+
+
+def _schedules(wanted: Mapping[str, Any], profile: Profile | None) -> list[DeploymentScheduleCreate]:
+    """As prefect.yaml has them; of `poll`, one for each endpoint that the profile has polled, as often as it says."""
+    if wanted["name"] != POLL or profile is None:
+        return [_schedule(one) for one in wanted.get("schedules", ())]
+    every = timedelta(seconds=int(profile.values.get("workflow.polling_interval_seconds", POLL_SECONDS)))
+    active = profile.values.get("workflow.automated_polling", True) is True
+    return [
+        DeploymentScheduleCreate(schedule=IntervalSchedule(interval=every), active=active, parameters={"pacs": name}, slug=name)
+        for name in profile.polled
+    ]
 
 
 def _schedule(wanted: Mapping[str, Any]) -> DeploymentScheduleCreate:

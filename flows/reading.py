@@ -7,6 +7,7 @@ is owed is the register's to say, what was decided the ledger's; the engine show
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Any
@@ -16,6 +17,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from blocks.audit import Act
+from blocks.mail import notifications
 from blocks.reading import StudyLease
 from flows.clinic import Clinic
 from flows.course import Course
@@ -24,13 +26,16 @@ from flows.stages import async_stage, stage
 from policies.alerts import alert_type
 from rapha.errors import PeerError, RaphaError, Refusal
 from tasks.reading import poll as polling
+from tasks.reading import tell as telling
 
 log = logging.getLogger("rapha.reading")
 LEASE_SECONDS, RENEW_SECONDS = 120, 20.0
 FIRST_PAUSE = 60  # seconds before a failed study is tried again; doubled each time
 SHIFT_SECONDS, IDLE_SECONDS = 3300.0, 45.0
+TELL_SECONDS = 5.0  # between two looks at what somebody is to be told
 
 _courses: dict[int, Course] = {}
+_tellers: dict[int, Clinic] = {}
 
 
 async def halt(task: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
@@ -65,12 +70,24 @@ def _complete(row: int) -> str:
     return _courses[row].complete()
 
 
+def _tell(number: int) -> dict[str, int]:
+    clinic = _tellers[number]
+    by = notifications(clinic.profile)
+    if by is None:
+        return {}
+    told = telling.tell(clinic.register, by, int(time.time()))
+    if told.held_up:
+        raise PeerError(told.held_up, "the mail server took nothing; what is owed waits in the outbox", peer="mail")
+    return {"sent": told.sent, "failed": told.failed, "escalated": told.escalated, "dead": told.dead}
+
+
 retrieve = async_stage(_retrieve, "retrieve", on_failure=[halt])
 analyse = async_stage(_analyse, "analyse", retries=0)
 report = async_stage(_report, "report", retries=1, on_failure=[halt])
 store = async_stage(_store, "store")
 prove = async_stage(_prove, "prove")
 complete = async_stage(_complete, "complete", retries=0, on_failure=[halt])
+tell = async_stage(_tell, "tell", retries=0, named="tell")  # the outbox has its own times
 ask = stage(polling.poll, "poll")
 
 
@@ -89,7 +106,13 @@ async def drain(seconds: float = SHIFT_SECONDS, idle: float = IDLE_SECONDS) -> d
     clinic = Clinic.open()
     await asyncio.to_thread(clinic.register.reap, int(time.time()))
     shift = Shift(lambda: _claimed(clinic), lambda lease: _studied(clinic, lease), clinic.most, idle, time.monotonic() + seconds)
-    return await shift.work()
+    over = asyncio.Event()
+    teller = asyncio.ensure_future(_telling(clinic, over))
+    try:
+        return await shift.work()
+    finally:
+        over.set()
+        await teller
 
 
 def named() -> str:
@@ -104,7 +127,28 @@ async def read(row: int) -> dict[str, Any]:
     lease = await asyncio.to_thread(clinic.register.claim, clinic.worker, int(time.time()), LEASE_SECONDS, row=row)
     if lease is None:
         return {"row": row, "end": "not-owed"}
-    return {"row": row, "end": await _studied(clinic, lease)}
+    end = await _studied(clinic, lease)
+    await _told(clinic)
+    return {"row": row, "end": end}
+
+
+async def _telling(clinic: Clinic, over: asyncio.Event) -> None:
+    """Sends what is owed while the shift lasts, and once more when it is over."""
+    while not over.is_set():
+        await _told(clinic)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), TELL_SECONDS)
+    await _told(clinic)
+
+
+async def _told(clinic: Clinic) -> None:
+    """One round, where something is owed. A server that is down is seen in the engine, and tried again at the next round."""
+    try:
+        if await asyncio.to_thread(clinic.register.owes_notice, int(time.time())):
+            _tellers[id(clinic)] = clinic
+            await tell(id(clinic))
+    except RaphaError as error:
+        log.warning("tell: %s", ", ".join(error.codes))
 
 
 def _claimed(clinic: Clinic) -> StudyLease | None:

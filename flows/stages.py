@@ -48,9 +48,17 @@ Hook = Callable[[Task[..., Any], TaskRun, State[Any]], Awaitable[None]]
 
 
 def async_stage(
-    body: Callable[Concatenate[int, P], R], name: str, *, retries: int = PEER_RETRIES, on_failure: Sequence[Hook] = ()
+    body: Callable[Concatenate[int, P], R],
+    name: str,
+    *,
+    retries: int = PEER_RETRIES,
+    on_failure: Sequence[Hook] = (),
+    named: str = "{name} row {row}",
 ) -> Task[Concatenate[int, P], Coroutine[Any, Any, R]]:
-    """The same for one of many rows in flight: a task run `<name> row <n>`, its blocking body in a thread of the loop's pool."""
+    """The same for one of many rows in flight: its blocking body runs in a thread of the loop's pool.
+
+    named: the task run's name, `{row}` for the row's number.
+    """
     plain = coded(body)
 
     @functools.wraps(body)
@@ -59,7 +67,7 @@ def async_stage(
 
     return task(
         name=name,
-        task_run_name=name + " row {row}",
+        task_run_name=named.replace("{name}", name),
         retries=retries,
         retry_delay_seconds=exponential_backoff(backoff_factor=2),
         retry_jitter_factor=0.5,

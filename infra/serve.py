@@ -1,7 +1,8 @@
 """`python -m infra.serve`: the node's own processes as one supervised group (what `rapha serve` starts).
 
-keeper, launcher, reader in the node's namespace · engine, worker, webhook in ours · attester beside the TPM and the TEE.
-The pseudonym key reaches the reader and nobody else.
+keeper, launcher, reader in the node's namespace · engine, worker, webhook in ours · attester beside the TPM and the TEE ·
+where there is a profile, receiver, study reader and the launcher of models (infra/reading.py).
+The pseudonym key reaches the reader and nobody else, the key of the receiver's journal the receiver.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from blocks.reading_settings import RECEIVER_ALONE, reading_values, reads
 from blocks.settings import READER_ALONE, Settings, load
+from infra import reading
 from infra.engine import engine_environment, prepare, server, worker
 from infra.supervisor import Member, Opener, Supervisor
 from rapha.errors import ConfigurationError, PeerError, RaphaError
@@ -76,11 +79,17 @@ def engine_server(state: Path, environment: Mapping[str, str], port: int) -> Mem
     return server({**base_environment(environment), **engine}, port)
 
 
-def flow_worker(settings: Settings, environment: Mapping[str, str], port: int, health_port: int) -> Member:
-    """The worker whose flow runs read the node's settings, the pseudonym key left out."""
-    engine = engine_environment(settings.path("RAPHA_STATE_DIR") / "engine", port)
-    flows = {name: value for name, value in environment.items() if name.startswith("RAPHA_") and name != READER_ALONE}
-    return worker({**base_environment(environment), **engine, **flows}, health_port)
+def flow_worker(state: Path, environment: Mapping[str, str], port: int, health_port: int) -> Member:
+    """The worker whose flow runs read the node's settings, the keys that other processes hold alone left out."""
+    engine = engine_environment(state / "engine", port)
+    return worker({**base_environment(environment), **engine, **flow_settings(environment)}, health_port)
+
+
+def flow_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a flow's process may know of the node's settings, with the secrets that the profile takes from variables."""
+    alone = (READER_ALONE, RECEIVER_ALONE)
+    known = {name: value for name, value in environment.items() if name.startswith("RAPHA_") and name not in alone}
+    return known | reading.secrets(environment)
 
 
 def attester(settings: Settings, environment: Mapping[str, str], kind: str) -> Member:
@@ -90,12 +99,15 @@ def attester(settings: Settings, environment: Mapping[str, str], kind: str) -> M
     return Member("attester", argv, base_environment(environment), timeout=60)
 
 
-def deploying(engine: Mapping[str, str], environment: Mapping[str, str], logs: Path) -> "subprocess.Popen[bytes]":
+def deploying(
+    engine: Mapping[str, str], environment: Mapping[str, str], logs: Path, only: str | None = None
+) -> "subprocess.Popen[bytes]":
     """Registers the pool and the deployments, in a process that the caller gives to `deployed`; it logs to `deploy.log`."""
     home = Path(__file__).resolve().parent.parent
     with (logs / "deploy.log").open("ab") as log:
-        argv = python("rapha.console", "deploy")
-        return subprocess.Popen(argv, env={**base_environment(environment), **engine}, cwd=home, stdout=log, stderr=log)
+        argv = python("rapha.console", "deploy", *(["--only", only] if only else []))
+        known = {**base_environment(environment), **engine, **flow_settings(environment)}
+        return subprocess.Popen(argv, env=known, cwd=home, stdout=log, stderr=log)
 
 
 def deployed(process: "subprocess.Popen[bytes]") -> None:
@@ -126,14 +138,16 @@ def main() -> int:
     parser.add_argument("--engine-port", type=int, default=4200)
     parser.add_argument("--health-port", type=int, default=4208)
     parser.add_argument("--namespace", default=None)
+    parser.add_argument("--only", choices=("train", "read"))
     options = parser.parse_args()
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
     try:
-        settings = load(os.environ)
-        group = Supervisor(private(settings.path("RAPHA_STATE_DIR")) / "logs")
-        return _served(group, settings, options, over)
+        settings = load(os.environ) if options.only != "read" else None
+        state = settings.path("RAPHA_STATE_DIR") if settings else Path(reading_values(os.environ)["RAPHA_STATE_DIR"])
+        group = Supervisor(private(state) / "logs")
+        return _served(group, state, settings, options, over)
     except RaphaError as error:
         print(f"serve: {', '.join(error.codes)}: {error.message}", file=sys.stderr)
         return error.exit_status
@@ -151,15 +165,20 @@ def private(state: Path) -> Path:
     return state
 
 
-def _served(group: Supervisor, settings: Settings, options: argparse.Namespace, over: threading.Event) -> int:
-    state = settings.path("RAPHA_STATE_DIR")
+def _served(group: Supervisor, state: Path, settings: Settings | None, options: argparse.Namespace, over: threading.Event) -> int:
     engine = engine_environment(state / "engine", options.engine_port)
+    base = base_environment(os.environ)
+    wanted = options.only == "read" or (options.only is None and reads(os.environ))
+    beside = reading.members(os.environ, base) if wanted else []  # looked at before anything starts
     try:
-        group.start(engine_server(state, os.environ, options.engine_port), attester(settings, os.environ, "device"))
-        group.start(*guardians(settings, os.environ, inside_by(options.namespace)))
-        deployment = deploying(engine, os.environ, group.logs)
-        working = flow_worker(settings, os.environ, options.engine_port, options.health_port)
-        group.start(working, webhook(settings, os.environ, engine))
+        group.start(engine_server(state, os.environ, options.engine_port))
+        if settings:
+            group.start(attester(settings, os.environ, "device"))
+            group.start(*guardians(settings, os.environ, inside_by(options.namespace)))
+        group.start(*beside)
+        deployment = deploying(engine, os.environ, group.logs, options.only)
+        working = flow_worker(state, os.environ, options.engine_port, options.health_port)
+        group.start(working, *([webhook(settings, os.environ, engine)] if settings else []))
         deployed(deployment)
         print(f"ready\nengine: http://127.0.0.1:{options.engine_port}", flush=True)
         group.watch(over.is_set)

@@ -25,6 +25,7 @@ COMMANDS = {
     },
     "guard": {"guard": "Judge a trainer's output folder against its job and write what could leave."},
     "job": {"job": JOB},
+    "letters": {"dead-letters": "What a peer failed for good, or what crashed too often: jobs and studies."},
     "manifest": {"manifest": "The hospital's dataset manifest: what was approved, and its records."},
     "pacs": {
         "minimise": "Print what may be kept of DICOM JSON: allow-listed attributes, and pseudonyms for patient, study, "
@@ -32,6 +33,9 @@ COMMANDS = {
         "pacs": "The archive, by hand. These commands show identifiers: for the hospital's side alone.",
     },
     "queue": {"queue": "What waits; move a study up or down."},
+    "read": {
+        "read": "The reading flow for one study now, in this process: retrieved, analysed, its report stored and proven stored."
+    },
     "reading": READING,
     "report": {"report": "The checks that a report must pass before it is stored."},
     "scan": {"scan": "Scan an OCI image layout, an image archive or a source folder for anything that could reach a network."},
@@ -41,7 +45,7 @@ COMMANDS = {
     },
     "state": {
         "health": "The health of every component: up, or the code of what is wrong. Exit 4 when one is down.",
-        "stats": "Counts of jobs by state, of verdicts by gate and outcome, of codes, and how long delivered jobs took.",
-        "dead-letters": "What a peer failed for good, or what crashed too often.",
+        "stats": "Counts of jobs by state, of verdicts by gate and outcome, of codes, and how long delivered jobs took; "
+        "of studies by state, stage and priority, of notices, and how long the oldest has waited.",
     },
 }

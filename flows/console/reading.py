@@ -10,7 +10,6 @@ from rapha.errors import Refusal
 
 Anything = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 COMMANDS = {
-    "read": "The reading flow for one study now. Example: `rapha read 1.2.3 --priority urgent`",
     "notify": "Acknowledge a critical finding. Example: `rapha notify ack 17`",
 }
 

@@ -1,14 +1,20 @@
 """`rapha serve` and `rapha deploy`: a node as one supervised group, and its deployments on the engine."""
 
 import os
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
+from blocks.profile import load_profile
+from blocks.reading_settings import reads
 from blocks.settings import load
 from flows.console.demo import HOME, replace_process
 from rapha.console.app import AsJson, Result
+from rapha.errors import ConfigurationError
+
+Half = Literal["train", "read"]
 
 
 def register(app: cyclopts.App) -> None:
@@ -23,23 +29,40 @@ def serve(
     namespace: Annotated[
         str | None, Parameter(help="Command words that enter the namespace of keeper, reader and launcher.")
     ] = None,
+    only: Annotated[
+        Half | None, Parameter(help="One half of a node: train, or read. Both, where RAPHA_PROFILE_PATH is set.")
+    ] = None,
 ) -> None:
     """The node: engine, worker, webhook, keeper, reader, launcher and attester as one supervised process group.
 
-    Starts only with complete settings. Example: `rapha serve --engine-port 4200`
+    With a profile the reading service too: receiver, study reader, launcher of models. Starts only with complete settings.
+    Example: `rapha serve --engine-port 4200`
     """
-    load(os.environ)
+    if "training" in _halves(only):
+        load(os.environ)
     arguments = ["--engine-port", str(engine_port)]
+    arguments += ["--only", only] if only else []
     arguments += ["--namespace", namespace] if namespace else []
     replace_process("infra.serve", arguments)
 
 
-def deploy(*, as_json: AsJson = False) -> Result:
+def deploy(*, only: Half | None = None, as_json: AsJson = False) -> Result:
     """Registers the work pool and the deployments of prefect.yaml on the engine at PREFECT_API_URL.
 
-    Example: `rapha deploy`
+    Those of the reading service where RAPHA_PROFILE_PATH is set. Example: `rapha deploy`
     """
     from flows.deploying import deploy_all  # the flows and the engine's client take seconds to import
 
-    names = deploy_all(HOME)
+    wanted = _halves(only)
+    profile = load_profile(Path(os.environ["RAPHA_PROFILE_PATH"])) if "reading" in wanted else None
+    names = deploy_all(HOME, wanted, profile)
     return Result({"deployed": names}, [f"deployed: {name}" for name in names])
+
+
+def _halves(only: Half | None) -> tuple[str, ...]:
+    """What this node does. Raises `ConfigurationError` where it is to read without a profile."""
+    if only == "read" and not os.environ.get("RAPHA_PROFILE_PATH", "").strip():
+        raise ConfigurationError(["missing-profile-path"], "RAPHA_PROFILE_PATH is not set: which archives are read?")
+    if only is not None:
+        return ("reading",) if only == "read" else ("training",)
+    return ("training", "reading") if reads(os.environ) else ("training",)

@@ -159,7 +159,7 @@ class World:
         self.group.begin(*near)
         self.group.await_ready(self.hospital, self.attestor, *near, self.engine)
         deployment = serve.deploying(engine, everything, self.layout.logs)
-        self.group.start(serve.flow_worker(self.settings, everything, self.ports.engine, self.ports.health))
+        self.group.start(serve.flow_worker(self.layout.root, everything, self.ports.engine, self.ports.health))
         serve.deployed(deployment)
 
     def _member(self, name: str, argv: list[str]) -> Member:

@@ -1,0 +1,112 @@
+"""`rapha read`: one study now. It goes through the register like any other; the engine is given its row and nothing else."""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import cyclopts
+from cyclopts import Parameter
+
+from blocks.reading import QueuedStudy, ReadingRegister
+from blocks.witnessed import WitnessedArchive
+from flows.clinic import Clinic
+from flows.pacs.saving import check_uid
+from flows.person import person
+from flows.requesting import WANTED, request
+from rapha.console.app import AsJson, Result
+from rapha.errors import ConfigurationError
+
+Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name in the profile.")]
+SHOWN_EVERY = 0.5
+# How a run may end -> exit status; what is not here is our bug.
+STATUS = {"completed": 0, "canceled": 3, "dead": 3, "scheduled": 4, "lost": 4}
+
+
+def register(app: cyclopts.App) -> None:
+    """Adds the command."""
+    app.command(read, name="read")
+
+
+def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
+    """The reading flow for one study now, in this process: retrieved, analysed, its report stored and proven stored.
+
+    A study that is read already, and has not changed since, is not read again. What fails for a peer's sake stays owed.
+
+    Example: `rapha read 1.2.840.10008.1.2.3 --priority urgent`
+
+    Parameters
+    ----------
+    study
+        Study Instance UID. It is looked for at the endpoint and kept in the register alone.
+    priority
+        urgent, high, medium or low: its place should it have to wait after all.
+    """
+    if not os.environ.get("PREFECT_API_URL", "").strip():
+        said = "PREFECT_API_URL is not set: the engine would start a server of its own, which no one configured"
+        raise ConfigurationError(["missing-prefect-api-url"], said)
+    uid, clinic = check_uid(study), Clinic.open()
+    archive = WitnessedArchive(clinic.archive(pacs).plain, clinic.trail, person())
+    asked = request(clinic.register, archive, clinic.polling(pacs), uid, priority)
+    row = asked.study.row
+    from flows.reading import read as reading  # the engine takes a second to import
+
+    with _shown(clinic.register, row):
+        end = str(asyncio.run(reading(row))["end"])
+    now = clinic.register.study(row)
+    codes = list(now.codes) or _why_not(end, now)
+    data = {
+        "row": row,
+        "pacs": pacs,
+        "outcome": asked.outcome,
+        "priority": now.priority,
+        "started": end != "not-owed",
+        "end": end,
+        "state": now.state,
+        "stage": now.stage,
+        "codes": codes,
+    }
+    return Result(data, [f"row {row}  {end}  {' '.join(codes)}".rstrip()], _status(end, now))
+
+
+def _why_not(end: str, now: QueuedStudy) -> list[str]:
+    """The code of an end that no failure has explained."""
+    if end == "not-owed":
+        return {"completed": ["study-read-already"], "in-progress": ["study-in-progress"]}.get(now.state, ["study-given-up"])
+    return ["study-changed"] if end == "scheduled" else []
+
+
+def _status(end: str, now: QueuedStudy) -> int:
+    if end == "not-owed":
+        return 0 if now.state == "completed" else 3
+    return 1 if any(code.startswith("bug-") for code in now.codes) else STATUS.get(end, 1)
+
+
+@contextmanager
+def _shown(register: ReadingRegister, row: int) -> Iterator[None]:
+    """Says on a terminal which stage the study is in, and for how long."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    over = threading.Event()
+    watching = threading.Thread(target=_watched, args=(register, row, over), daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+        sys.stderr.write("\r\x1b[K")
+
+
+def _watched(register: ReadingRegister, row: int, over: threading.Event) -> None:
+    began, stage = time.monotonic(), ""
+    while not over.wait(SHOWN_EVERY):
+        now = register.study(row).stage
+        began, stage = (began, stage) if now == stage else (time.monotonic(), now)
+        sys.stderr.write(f"\r\x1b[Krow {row}: {stage}, {time.monotonic() - began:.0f} s")
+        sys.stderr.flush()

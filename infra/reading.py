@@ -1,0 +1,84 @@
+"""The processes of the reading service: receiver, study reader and the launcher of models, as members of a node's group."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from blocks.endpoint import Endpoint
+from blocks.profile import Profile, load_profile
+from blocks.reading_settings import BIND, RECEIVER_KEY, reading_problems, reading_values
+from infra.supervisor import Member
+from rapha.errors import ConfigurationError
+
+MODE = "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION"
+
+
+def members(environment: Mapping[str, str], base: Mapping[str, str], *, disk_floor: int = 1 << 30) -> list[Member]:
+    """What serves the flows `poll` and `drain`. base: what every process of ours gets; disk_floor: bytes that stay free.
+
+    Raises `ConfigurationError` for settings, keys and a profile that are missing or wrong.
+    """
+    if found := reading_problems(environment):
+        raise ConfigurationError(sorted(found), "; ".join(found[code] for code in sorted(found)))
+    values = reading_values(environment)
+    profile = load_profile(Path(values["RAPHA_PROFILE_PATH"]), environment)
+    for name in ("RAPHA_STUDY_SOCKET", "RAPHA_STUDY_STORE", "RAPHA_MODEL_LAUNCHER_SOCKET"):
+        folder = Path(values[name]) if name.endswith("STORE") else Path(values[name]).parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    base = {**base, MODE: values.get(MODE, "false"), "TCP_NODELAY": "1"}
+    launching = _python("infra.launcher", "--socket", values["RAPHA_MODEL_LAUNCHER_SOCKET"], "--python", sys.executable)
+    made = [_study(values, profile, environment, base), Member("models", launching, base)]
+    if values.get(BIND):
+        made.insert(0, _receiver(values, profile, environment, base, disk_floor))
+    return made
+
+
+def _receiver(
+    values: Mapping[str, str], profile: Profile, environment: Mapping[str, str], base: Mapping[str, str], disk_floor: int
+) -> Member:
+    host, _, port = values[BIND].rpartition(":")
+    endpoints = [one for one in profile.endpoints.values() if one.port]
+    argv = _python("infra.receiver", "--ae", receiving_title(endpoints), "--host", host, "--port", port)
+    argv += ["--store", values["RAPHA_RECEIVER_STORE"], "--socket", values["RAPHA_RECEIVER_SOCKET"]]
+    argv += ["--seal-to", str(Path(values["RAPHA_KEYS_DIR"]) / "study.pub"), "--disk-floor", str(disk_floor)]
+    for title in sorted({one.ae_title for one in endpoints}):
+        argv += ["--peer", title]
+    if tls := next((one.tls for one in endpoints if one.tls), None):
+        argv += ["--tls-cert", str(tls.cert_file), "--tls-key", str(tls.key_file), "--tls-ca", str(tls.ca_bundle)]
+        argv += ["--tls-version", tls.version]
+    return Member("receiver", argv, {**base, RECEIVER_KEY: environment[RECEIVER_KEY]})
+
+
+def receiving_title(endpoints: list[Endpoint]) -> str:
+    """The AE title that archives send to. Raises `ConfigurationError` where they would send to several, or to none."""
+    titles = {one.move_destination or one.calling_ae_title for one in endpoints}
+    if len(titles) != 1:
+        said = "one receiver has one AE title: every endpoint's move_destination (else calling_ae_title) must be the same"
+        raise ConfigurationError(["receiver-title"], said)
+    return titles.pop()
+
+
+def _study(values: Mapping[str, str], profile: Profile, environment: Mapping[str, str], base: Mapping[str, str]) -> Member:
+    keys, state = Path(values["RAPHA_KEYS_DIR"]), Path(values["RAPHA_STATE_DIR"])
+    argv = _python("infra.study", "--socket", values["RAPHA_STUDY_SOCKET"], "--key-file", str(keys / "study.pem"))
+    for folder in filter(None, (values.get("RAPHA_RECEIVER_STORE"), values["RAPHA_STUDY_STORE"])):
+        argv += ["--sealed", folder]
+    argv += ["--store", values["RAPHA_STUDY_STORE"], "--profile", values["RAPHA_PROFILE_PATH"]]
+    argv += ["--models", values["RAPHA_MODELS_PATH"], "--capabilities", str(state / "capabilities")]
+    return Member("study", argv, {**base, **_named(profile, environment, mail=False)})
+
+
+def secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the profile takes secrets from (`env:NAME`); empty without a profile."""
+    path = environment.get("RAPHA_PROFILE_PATH", "").strip()
+    return _named(load_profile(Path(path), environment), environment, mail=True) if path else {}
+
+
+def _named(profile: Profile, environment: Mapping[str, str], *, mail: bool) -> dict[str, str]:
+    references = [*profile.secrets, *([str(profile.values.get("notifications.email.password", ""))] if mail else [])]
+    names = {one.removeprefix("env:") for one in references if one.startswith("env:")}
+    return {name: environment[name] for name in names if name in environment}
+
+
+def _python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
