@@ -63,6 +63,11 @@ OPTIONAL = (
     "RAPHA_DCAP_ROOT_PATH",
     "RAPHA_CA_BUNDLE",
     "RAPHA_KNOWN_WHEELS_PATH",
+    "RAPHA_TRAINING_ENDPOINT",  # of the profile: where the cohort is retrieved from, instead of RAPHA_DICOMWEB_BASE_URL
+    "RAPHA_PROFILE_PATH",
+    "RAPHA_RECEIVER_BIND",
+    "RAPHA_RECEIVER_SOCKET",
+    "RAPHA_RECEIVER_STORE",
 )
 URLS = (
     "RAPHA_DICOMWEB_BASE_URL",
@@ -128,6 +133,8 @@ def problems(environment: Mapping[str, str], *, without: Collection[str] = ()) -
     for name in ("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION", "RAPHA_TEE_ATTESTATION_REQUIRED"):
         if environment.get(name) and environment[name] not in ("true", "false"):
             found[f"bad-{_kebab(name)}"] = f"{name} must be exactly true or false"
+    if environment.get("RAPHA_TRAINING_ENDPOINT", "").strip() and not environment.get("RAPHA_PROFILE_PATH", "").strip():
+        found["missing-profile-path"] = "RAPHA_TRAINING_ENDPOINT names an endpoint of a profile: set RAPHA_PROFILE_PATH"
     found |= _key_problems(environment) | _query_problems(environment) | _file_problems(environment)
     found |= _peer_problems(environment, production=environment.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") == "true")
     if environment.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") == "true":

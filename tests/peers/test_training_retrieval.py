@@ -1,25 +1,35 @@
 """The training flow's reader over WADO-RS, C-GET and C-MOVE: the same set, the same arrays, the same codes when it goes wrong."""
 
+import copy
 import hashlib
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
 from blocks.reader import FetchFacts, QueryFacts, Reader
+from policies.records import records_root
+from policies.retrieve import RetrieveLimits
 from policies.scope import Scope
+from rapha.errors import PeerError, Refusal
+from rapha.ledger import read
 from rapha.loader import RaphaDataLoader
-from tests.fixtures.data_path import JOB, begin
+from tasks.training.query import ManifestFacts
+from tasks.training.retrieve import retrieve
+from tests.fixtures.data_path import JOB, Hospital, begin, codes
 from tests.fixtures.dcmqrscp import ENVIRONMENT, running_dcmqrscp
+from tests.fixtures.misbehaving import Deliver, Misbehaving, Reply, everything, nothing, others
 from tests.fixtures.orthanc import Orthanc, file_bytes, running_orthanc
 from tests.fixtures.reading import PROJECT, cohort, make_image, running_reader, set_pixels, write_records_file
 from tests.fixtures.receiving import Receiving
+from tests.fixtures.web_archive import WebArchive
 
 WAYS = ("WADO-RS", "C-GET", "C-MOVE")
 DIMSE = ("C-GET", "C-MOVE")
@@ -129,3 +139,115 @@ def test_an_archive_that_knows_no_body_parts_and_computes_nothing(receiving: Rec
             came = reader.fetch()
             assert (came.received, came.changed, came.undecodable) == (16, 0, 0)
             assert came.expected_root == came.received_root
+
+
+@contextmanager
+def misbehaving(
+    way: str, folder: Path, receiving: Receiving, holds: list[Dataset], deliver: Deliver, status: int = 0
+) -> Iterator[Hospital]:
+    """A reader over an archive that lists what it holds and delivers what `deliver` says, whichever way it is asked."""
+    with ExitStack() as stack:
+        port, web = 1, ""
+        if way == "WADO-RS":
+            web = stack.enter_context(WebArchive(holds, deliver)).url
+        else:
+            replies = [Reply(status=status, deliver=deliver)]
+            port = stack.enter_context(Misbehaving(holds, destination=receiving.port, replies=replies)).port
+        path, process = stack.enter_context(reading(folder / "reader", way, receiving, port=port, title="PACS", web=web))
+        hospital = Hospital(None, folder, stack)  # type: ignore[arg-type]
+        hospital.socket, hospital.process = path, process
+        yield hospital
+
+
+def manifest_of(folder: Path, datasets: Sequence[Dataset]) -> ManifestFacts:
+    records = write_records_file(folder / "records.jsonl", datasets)
+    return ManifestFacts(
+        modalities=("MR",), body_parts=("BRAIN",), date_from="20240101", date_to="20241231", root=records_root(records),
+        count=len(records), max_records=1000, min_patients=8, burned_in_checked=False,
+    )  # fmt: skip
+
+
+def but_the_last(asked: list[Dataset]) -> list[Dataset]:
+    """All but the ninth patient's second image, however it is asked for."""
+    return [one for one in asked if str(one.SOPInstanceUID) != "1.2.826.0.1.3680043.10.999.9.1.1.2"]
+
+
+def with_a_stranger(asked: list[Dataset]) -> list[Dataset]:
+    return [*asked, *others(asked[:1])]
+
+
+def heavier(asked: list[Dataset]) -> list[Dataset]:
+    """Another content than was recorded."""
+    changed = copy.deepcopy(asked)
+    for one in changed:
+        one.PatientWeight = 99
+    return changed
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("deliver", "wanted"),
+    [
+        (but_the_last, {"retrieve-missing", "retrieve-root-differs"}),
+        (heavier, {"retrieve-changed", "retrieve-root-differs"}),
+        (with_a_stranger, set()),
+    ],
+)
+def test_what_goes_wrong_has_the_same_codes_in_all_ways(
+    receiving: Receiving, tmp_path: Path, way: str, deliver: Deliver, wanted: set[str]
+) -> None:
+    datasets = cohort(9, 2)
+    manifest = manifest_of(tmp_path, datasets)
+    with misbehaving(way, tmp_path, receiving, datasets, deliver) as hospital:
+        if not wanted:
+            _, staged = hospital.stage(manifest)
+            assert staged.evidence.extra == 9
+            return
+        with pytest.raises(Refusal) as refused:
+            hospital.stage(manifest)
+        assert codes(refused) == wanted
+    assert list(receiving.store.glob("*.sealed")) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_set_that_changes_is_seen_in_all_ways(receiving: Receiving, tmp_path: Path, way: str, stays: bool) -> None:
+    datasets = cohort(9)
+    manifest, holds = manifest_of(tmp_path, datasets), list(datasets)
+
+    def moving(asked: list[Dataset]) -> list[Dataset]:
+        if len(holds) == 9 and not stays:
+            del holds[-1]
+        return asked
+
+    with misbehaving(way, tmp_path, receiving, holds, moving) as hospital:
+        if stays:
+            assert hospital.stage(manifest)[1].evidence.received == 9
+            return
+        with pytest.raises(PeerError) as failed:
+            hospital.stage(manifest)
+        assert failed.value.codes == ("pacs-set-changed",)
+        assert list((tmp_path / "reader/staging").iterdir()) == []
+    assert list(receiving.store.glob("*.sealed")) == []
+
+
+@pytest.mark.parametrize("way", DIMSE)
+def test_nothing_with_a_failed_status_is_a_failed_peer(receiving: Receiving, tmp_path: Path, way: str) -> None:
+    datasets = cohort(9)
+    manifest = manifest_of(tmp_path, datasets)
+    with misbehaving(way, tmp_path, receiving, datasets, nothing, status=0xA702) as hospital:
+        with pytest.raises(PeerError) as failed:
+            hospital.stage(manifest)
+        assert failed.value.codes[0] in ("archive-incomplete", "pacs-stopped")
+
+
+@pytest.mark.parametrize("way", DIMSE)
+def test_what_the_archive_says_that_is_not_so_is_in_the_ledger(receiving: Receiving, tmp_path: Path, way: str) -> None:
+    datasets = cohort(9, 2)
+    manifest = manifest_of(tmp_path, datasets)
+    with misbehaving(way, tmp_path, receiving, datasets, everything, status=0xB000) as hospital:
+        reader = hospital.reader()
+        attempt, asked = hospital.query(reader, manifest)
+        retrieve(asked, attempt, reader, False, RetrieveLimits())
+    told = [entry.body for entry in read(attempt.ledger.folder) if entry.kind == "movement"]
+    assert [one["codes"] for one in told] == [["move-warning-complete"]]

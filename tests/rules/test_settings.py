@@ -63,6 +63,7 @@ def test_each_missing_setting_is_named_by_a_code_of_its_own(production: dict[str
         ("RAPHA_DICOMWEB_BASE_URL", "http://127.0.0.1:8042/dicom-web", "loopback-dicomweb-base-url"),
         ("RAPHA_DICOMWEB_BASE_URL", "http://pacs.hospital.example/dicom-web", "clear-dicomweb-base-url"),
         ("RAPHA_ORCHESTRATOR_API_BASE", "https://user:word@orchestrator.example", "bad-orchestrator-api-base"),
+        ("RAPHA_TRAINING_ENDPOINT", "primary", "missing-profile-path"),
         ("RAPHA_CHAIN_ID", "31337", "wrong-chain-id"),
         ("RAPHA_CHAIN_ID", "polygon", "bad-chain-id"),
         ("RAPHA_DCAP_ROOT_PATH", "root.der", "development-root"),
