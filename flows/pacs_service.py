@@ -19,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from blocks.archive import Archive
 from blocks.audit import Act, AuditTrail, audited, open_audit_trail
 from blocks.profile import Profile, load_profile
 from blocks.reading import ReadingRegister, open_reading_register
 from blocks.witnessed import WitnessedArchive
 from flows.clinic import Clinic
 from flows.pacs.by_hand import report_by_hand
+from flows.pacs.endpoints import witnessed
 from flows.pacs.finder import Finder, Places
 from flows.pacs.retriever import Retriever, patient_of
 from flows.pacs.saving import check_uid
@@ -39,7 +39,6 @@ from policies.priority import known_priority
 from rapha.canonical import digest_of
 from rapha.errors import ConfigurationError, RaphaError, Refusal
 from tasks.attempt import Attempt
-from tasks.shared.probe import read_record
 
 log = logging.getLogger("rapha.pacs")
 
@@ -203,14 +202,7 @@ class PACSService:
     def _archive(self, name: str | None = None) -> WitnessedArchive:
         """Raises `Refusal(not-built)` where a choice between endpoints is asked for, `ConfigurationError(pacs-unknown)`."""
         self._opened()
-        wanted = name or self._pacs
-        if wanted in ("auto", "any"):
-            raise Refusal(["not-built"], "failover between archives is not built: name the endpoint")
-        if wanted not in self._profile.endpoints:
-            there = ", ".join(self._profile.endpoints)
-            raise ConfigurationError(["pacs-unknown"], f"no endpoint of this name is configured; there is {there}")
-        plain = Archive(self._profile.endpoints[wanted], read_record(self._state / "capabilities", wanted))
-        return WitnessedArchive(plain, self._trail, self._person)
+        return witnessed(self._profile, name or self._pacs, self._state, self._trail, self._person)
 
     @property
     def _state(self) -> Path:

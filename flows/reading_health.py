@@ -17,6 +17,7 @@ from blocks.endpoint import Endpoint
 from blocks.mail import notifications
 from blocks.profile import Profile
 from blocks.reading import open_reading_register
+from blocks.reading_settings import reading_values
 from blocks.receiver import Receiver
 from rapha.errors import ConfigurationError, RaphaError, Refusal
 
@@ -27,7 +28,7 @@ Looks = Mapping[str, Callable[[], object]]
 
 def reading_components(environment: Mapping[str, str], profile: Profile) -> dict[str, str]:
     """Name of the part -> "" where it is well, else the first code of what is wrong."""
-    return looked_at(_looks(environment, profile))
+    return looked_at(_looks(_filled(environment), profile))
 
 
 def looked_at(looks: Looks) -> dict[str, str]:
@@ -82,6 +83,14 @@ def _looks(environment: Mapping[str, str], profile: Profile) -> Looks:
     for endpoint in profile.endpoints.values():
         looks[f"pacs {endpoint.name}"] = lambda one=endpoint: _echo(one)  # type: ignore[misc]
     return looks
+
+
+def _filled(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """With what follows from other settings; where one is missing, each part says which it misses."""
+    try:
+        return {**environment, **reading_values(environment)}
+    except ConfigurationError:
+        return environment
 
 
 def _moves(endpoint: Endpoint) -> bool:
