@@ -266,7 +266,7 @@ class Archive:
 
     def web_alone(self) -> "Archive":
         """The same endpoint without its DIMSE side."""
-        return Archive(dataclasses.replace(self.endpoint, port=0), self.capabilities, ca=self._ca)
+        return Archive(dataclasses.replace(self.endpoint, port=0, retrieve="auto", store="auto"), self.capabilities, ca=self._ca)
 
     def offers_stow(self) -> bool:
         """Whether its DICOMweb side takes objects. Raises `PeerError` stow-unreachable, tls-…."""

@@ -9,7 +9,6 @@ import cyclopts
 from cyclopts import Parameter
 
 from rapha.console.app import AsJson
-from rapha.errors import ConfigurationError
 
 HOME = Path(__file__).resolve().parent.parent.parent
 
@@ -31,11 +30,8 @@ def demo(
 
     Example: `rapha demo --serve --workdir ./demo`
     """
-    if only == "read":
-        raise ConfigurationError(
-            ["not-built"], "the reading service is not built yet; `rapha demo --only train` runs the training half"
-        )
     arguments = ["--studies", str(studies)]
+    arguments += ["--only", only] if only else []
     arguments += ["--serve"] if serve else []
     arguments += ["--json"] if as_json else []
     arguments += ["--workdir", str(workdir.absolute())] if workdir else []

@@ -18,12 +18,14 @@ from typing import Any, NoReturn
 
 from infra.demo.layout import Layout
 from infra.demo.papers import PRICE
+from infra.demo.reads import read_half
 from infra.demo.show import Engine, Show, clock, follow, money, rapha
 from infra.demo.world import World, world
 from rapha.canonical import parse
 from rapha.errors import PeerError, RaphaError
 
 PARTIES = {"hospital": "hospital", "node owner": "node-owner", "onboarder": "onboarder", "protocol": "protocol"}
+HALVES = ("train", "read")
 PUBLISHED = ("workload", "outputs", "release")
 
 
@@ -34,6 +36,7 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--only", choices=HALVES)
     options = parser.parse_args()
     served = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -43,9 +46,14 @@ def main() -> int:
         folder = options.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rapha-demo-")))
         stack.callback(show.close)
         try:
-            up = stack.enter_context(world(folder, max(24, options.studies // 2), show.say))
+            halves = (options.only,) if options.only else HALVES
+            up = stack.enter_context(world(folder, max(24, options.studies // 2), show.say, halves=halves))
             show.say(f"everything is up; the engine's UI: [bold]{up.ui}[/bold]")
-            report = _job(up, show) if _is_new(up.layout) else _known(up, show)
+            report: dict[str, Any] = {"ui": up.ui, "workdir": str(up.layout.root)}
+            if up.trains:
+                report |= _job(up, show) if _is_new(up.layout) else _known(up, show)
+            if up.reads:
+                report["reading"] = _read(up, show)
             served.set()
             if options.json:
                 print(json.dumps(report), flush=True)
@@ -79,6 +87,15 @@ def _failed(error: RaphaError, *, as_json: bool) -> int:
         print(json.dumps({"codes": list(error.codes), "error": error.message}))
     print(f"demo: {', '.join(error.codes)}: {error.message}", file=sys.stderr)
     return error.exit_status if "netns-not-allowed" not in error.codes else 3
+
+
+def _read(up: World, show: Show) -> dict[str, Any]:
+    """The reading half; in a folder that has its report already, only said."""
+    report = up.layout.root / "report.dcm"
+    if report.exists():
+        show.say("this folder's studies are read already; the report is report.dcm")
+        return {"report": str(report), "restarted": True}
+    return read_half(up, show)
 
 
 def _is_new(layout: Layout) -> bool:

@@ -42,6 +42,9 @@ class Ports:
     webhook: int
     engine: int
     health: int
+    dimse: int
+    receiver: int
+    mail: int
 
 
 def lay_out_dataset(layout: Layout, patients: int) -> None:
@@ -105,27 +108,34 @@ def site_policy(layout: Layout, chain: Mapping[str, Any], attestor: str, platfor
     }
 
 
-def node_environment(
+def common_environment(layout: Layout, ports: Ports) -> dict[str, str]:
+    """What both halves of the node are told."""
+    return {
+        "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION": "false",
+        "RAPHA_AUDIT_KEY_BASE64": layout.secret("audit"),
+        "RAPHA_TRAINER_COMMAND": str(LAUNCHER),
+        "RAPHA_NODE_ID": NODE,
+        "RAPHA_STATE_DIR": str(layout.root),
+        "RAPHA_KEYS_DIR": str(layout.node_keys),
+        "PREFECT_API_URL": f"http://127.0.0.1:{ports.engine}/api",
+    }
+
+
+def training_environment(
     layout: Layout, sockets: Path, ports: Ports, chain: Mapping[str, Any], network: NodeNetwork
 ) -> dict[str, str]:
-    """The node's whole configuration; written to `node.env` for a person's shell."""
+    """The settings of the training half."""
     loopback = "http://127.0.0.1:"
     named = {name: sockets / f"{name.lower()}.sock" for name in ("KEEPER", "READER", "LAUNCHER", "ATTESTER")}
-    environment = {
-        "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION": "false",
+    return {
         "RAPHA_DICOMWEB_BASE_URL": f"{loopback}{ports.archive}/dicom-web",
         "RAPHA_DICOMWEB_STUDY_QUERY_JSON": json.dumps(paper.OUTER_QUERY, separators=(",", ":")),
         "RAPHA_ORCHESTRATOR_API_BASE": f"{loopback}{ports.orchestrator}",
         "RAPHA_ORCHESTRATOR_CALLBACK_URL": f"{loopback}{ports.webhook}/orchestrator/callback",
         "RAPHA_PHI_HMAC_KEY_BASE64": layout.secret("pseudonym"),
-        "RAPHA_AUDIT_KEY_BASE64": layout.secret("audit"),
-        "RAPHA_TRAINER_COMMAND": str(LAUNCHER),
         "RAPHA_DATASET_MANIFEST_PATH": str(layout.root / "manifest.json"),
         "RAPHA_OPA_POLICY_PATH": str(REGO),
         "RAPHA_TEE_ATTESTATION_REQUIRED": "true",
-        "RAPHA_NODE_ID": NODE,
-        "RAPHA_STATE_DIR": str(layout.root),
-        "RAPHA_KEYS_DIR": str(layout.node_keys),
         "RAPHA_TRUST_DIR": str(layout.trust),
         "RAPHA_SITE_POLICY_PATH": str(layout.root / "site.json"),
         "RAPHA_DATASET_RECORDS_PATH": str(layout.private / "records.jsonl"),
@@ -142,13 +152,15 @@ def node_environment(
         "RAPHA_PLATFORM_PATH": str(layout.root / "platform.json"),
         "RAPHA_COLLATERAL_PATH": str(layout.root / "attester" / "dcap" / "collateral.json"),
         "RAPHA_DCAP_ROOT_PATH": str(layout.root / "attester" / "dcap" / "root.der"),
-        "PREFECT_API_URL": f"{loopback}{ports.engine}/api",
         **{f"RAPHA_{name}_SOCKET": str(path) for name, path in named.items()},
     }
+
+
+def write_node_env(layout: Layout, environment: Mapping[str, str]) -> None:
+    """The node's whole configuration, for a person's shell."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     layout.node_env.touch(mode=0o600)
     layout.node_env.write_text("# The demo node's whole configuration:  set -a; . ./node.env; set +a\n" + "\n".join(lines) + "\n")
-    return environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,10 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     # No access log and no messages: request lines hold UIDs.
     options.root.mkdir(parents=True, exist_ok=True)
-    index = Index(options.root)
+    options.incoming = options.incoming or options.root
+    options.incoming.mkdir(parents=True, exist_ok=True)
+    index = Index(options.root, options.incoming)
     if options.dimse_port is not None:
         _dimse(options, index)
-    config = uvicorn.Config(application(options.root, index), log_level="critical", access_log=False, lifespan="off")
+    config = uvicorn.Config(application(options.incoming, index), log_level="critical", access_log=False, lifespan="off")
     server = _Server(config)
     server.port = port
     asyncio.run(server.serve(sockets=sockets))
@@ -51,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m infra.hospital", description="The demo's archive.")
     parser.add_argument("--root", type=Path, required=True, help="folder of .dcm files; made where it is missing")
+    parser.add_argument("--incoming", type=Path, help="folder for what is stored; the root, where it is left out")
     parser.add_argument("--port", type=int, help="TCP port on --host; 0 takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
     parser.add_argument("--fd", type=int, action="append", default=[], help="a listening socket's descriptor; may be repeated")
@@ -66,7 +69,7 @@ def _dimse(options: argparse.Namespace, index: Index) -> None:
     _refuse_beyond_loopback(options.host)
     named = (text.partition("=") for text in options.destination)
     destinations = {name: (address.rpartition(":")[0], int(address.rpartition(":")[2])) for name, _, address in named}
-    port = DimseArchive(options.root, index, options.ae, destinations).start(options.host, options.dimse_port)
+    port = DimseArchive(options.incoming, index, options.ae, destinations).start(options.host, options.dimse_port)
     print(f"dimse {port}", flush=True)
 
 

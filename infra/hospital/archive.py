@@ -120,8 +120,10 @@ class Archive:
         path = self._folder / file_name(uids[1])
         if study not in (None, uids[2]):
             return OTHER_STUDY, _outcome(uids[0], uids[1], OTHER_STUDY)
-        if uids[1] in self._index and path.read_bytes() != file:
+        if uids[1] in self._index and self._index.path(uids[1]).read_bytes() != file:
             return DUPLICATE, _outcome(uids[0], uids[1], DUPLICATE)
+        if uids[1] in self._index:
+            return 0, _outcome(uids[0], uids[1], 0)
         path.write_bytes(file)
         self._index.add(path, dataset)
         return 0, _outcome(uids[0], uids[1], 0)

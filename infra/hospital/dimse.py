@@ -138,7 +138,7 @@ class DimseArchive:
         path = self._folder / file_name(uid)
         with self._writing:
             if uid in self._index:
-                return SUCCESS if _content(path) == _content(io.BytesIO(raw)) else DUPLICATE
+                return SUCCESS if _content(self._index.path(uid)) == _content(io.BytesIO(raw)) else DUPLICATE
             path.write_bytes(raw)
             self._index.add(path, dataset)
         return SUCCESS

@@ -47,12 +47,12 @@ class Stored:
 
 
 class Index:
-    """The instances of a folder, in memory. Safe between threads."""
+    """The instances of some folders, in memory. Safe between threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, *folders: Path) -> None:
         self._lock = threading.Lock()
         self._stored: dict[str, Stored] = {}
-        for path in sorted(folder.glob("*.dcm")):
+        for path in sorted({path for folder in folders for path in folder.glob("*.dcm")}):
             self.add(path, dcmread(path))
 
     def add(self, path: Path, dataset: Dataset) -> None:
@@ -63,6 +63,10 @@ class Index:
 
     def __contains__(self, uid: str) -> bool:
         return uid in self._stored
+
+    def path(self, uid: str) -> Path:
+        """Where an instance that is in here lies."""
+        return self._stored[uid].path
 
     def under(self, study: str, series: str | None = None, instance: str | None = None) -> list[Stored]:
         """The instances of a study, a series or one instance, in the order of their UIDs."""
