@@ -28,19 +28,19 @@ class WitnessedArchive(Archive):
         self.plain, self.trail, self.person = plain, trail, person
 
     def find_studies(self, keys: Mapping[str, str], *, most: int = 1_000_000) -> list[Answer]:
-        with self._query("STUDY", {**dict.fromkeys(STUDY_KEYS, ""), **keys}):
+        with self.query("STUDY", {**dict.fromkeys(STUDY_KEYS, ""), **keys}):
             return self.plain.find_studies(keys, most=most)
 
     def find_series(self, study: str) -> list[Answer]:
-        with self._query("SERIES", {"StudyInstanceUID": study, "SeriesInstanceUID": "", "Modality": ""}, study):
+        with self.query("SERIES", {"StudyInstanceUID": study, "SeriesInstanceUID": "", "Modality": ""}, study):
             return self.plain.find_series(study)
 
     def find_instances(self, study: str, series: str | None = None) -> list[Answer]:
-        with self._query("IMAGE", {"StudyInstanceUID": study, "SeriesInstanceUID": series or "", "SOPInstanceUID": ""}, study):
+        with self.query("IMAGE", {"StudyInstanceUID": study, "SeriesInstanceUID": series or "", "SOPInstanceUID": ""}, study):
             return self.plain.find_instances(study, series)
 
     def list_study(self, study: str) -> tuple[Listed, ...]:
-        with self._query("IMAGE", {"StudyInstanceUID": study, "SeriesInstanceUID": "", "SOPInstanceUID": ""}, study):
+        with self.query("IMAGE", {"StudyInstanceUID": study, "SeriesInstanceUID": "", "SOPInstanceUID": ""}, study):
             return self.plain.list_study(study)
 
     def get(self, study: str, wanted: Sequence[Listed], sink: Sink) -> None:
@@ -58,7 +58,8 @@ class WitnessedArchive(Archive):
         with audited(self.trail, "store", outward(self.endpoint, self.person, Study(study, sop_classes=classes))):
             return self.plain.store(study, objects)
 
-    def _query(self, level: str, keys: Mapping[str, str], study: str = "") -> AbstractContextManager[Audited]:
+    def query(self, level: str, keys: Mapping[str, str], study: str = "") -> AbstractContextManager[Audited]:
+        """The query's message around the question itself; level: STUDY, SERIES or IMAGE; study: whose UID, where it is of one."""
         studies = (Study(study),) if study else ()
         asked: dict[str, Any] = {"query": self._asked(level, keys), "studies": studies}
         return audited(self.trail, "query", outward(self.endpoint, self.person, *studies, **asked))

@@ -82,7 +82,7 @@ class PACSService:
     @property
     def retriever(self) -> Retriever:
         """Retrievals in clear, into folders that the caller names."""
-        return Retriever(self._archive(), self._places)
+        return Retriever(self._archive(), self._places, environment=self._environment)
 
     @cached_property
     def storer(self) -> Storer:

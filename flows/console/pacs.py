@@ -9,7 +9,8 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,12 +21,17 @@ from pydicom.datadict import dictionary_keyword, tag_for_keyword
 from pydicom.errors import InvalidDicomError
 
 from blocks.archive import Archive, Capabilities, Listed, attributes_digest
+from blocks.audit import open_audit_trail
 from blocks.dimse.services import ToStore
 from blocks.endpoint import Endpoint
-from blocks.pacs import Answer, DicomWeb, value_of
+from blocks.pacs import Answer, value_of
 from blocks.part10 import MAX_META, read_meta
 from blocks.profile import load_profile
 from blocks.receiver import Receiver
+from blocks.witnessed import WitnessedArchive
+from flows.pacs.retriever import exported
+from flows.pacs.saving import Wanted, check_folder, receiver_of, save
+from flows.person import person
 from policies.manifest import MAX_MANIFEST, read_manifest
 from policies.minimise import minimise_counted, project_key
 from policies.uid import derived_uid
@@ -34,7 +40,6 @@ from rapha.console.app import AsJson, Result, group
 from rapha.errors import ConfigurationError, PeerError, Refusal
 from rapha.files import read_regular
 from tasks.shared import probe as probing
-from tasks.shared.collect import save_by_get, save_instances
 
 MAX_INPUT = 64 << 20
 NO_PROJECT = "no-project"  # pseudonyms that join to no project's
@@ -43,7 +48,6 @@ Level = Literal["study", "series", "instance"]
 Proof = Literal["auto", "commitment", "read-back"]
 COMMITMENT, COMMIT_SECONDS = "storage commitment", 60.0
 Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name in the profile; without one, `primary`.")]
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _FIELDS = ("00100020", "00080060", "00080020", "00180015")
 _SHOWN = ("StudyDate", "Modality", "ModalitiesInStudy", "BodyPartExamined", "PatientID", "PatientName", "AccessionNumber")
 
@@ -106,13 +110,15 @@ def find(*keys: str, pacs: Pacs = "primary", level: Level = "study", limit: int 
 def _studies(archive: Archive, filters: dict[str, str], limit: int) -> list[Answer]:
     if archive.endpoint.port:
         return archive.find_studies(filters)[:limit]
-    return _web(archive).list_studies(filters, ("ModalitiesInStudy",), limit=limit)
+    with _told(archive, "STUDY", filters):
+        return archive.web().list_studies(filters, ("ModalitiesInStudy",), limit=limit)
 
 
 def _below(archive: Archive, filters: dict[str, str]) -> list[Answer]:
     """Every instance of what matches. DIMSE asks from the study down: not every archive is relational."""
     if not archive.endpoint.port:
-        return _web(archive).list_instances(filters, ("0020000D", "0020000E", "00080018", *_FIELDS))
+        with _told(archive, "IMAGE", filters):
+            return archive.web().list_instances(filters, ("0020000D", "0020000E", "00080018", *_FIELDS))
     found: list[Answer] = []
     for study in archive.find_studies(filters):
         found += [{**study, **image} for image in archive.find_instances(value_of(study, UNIQUE["study"]))]
@@ -128,7 +134,7 @@ def retrieve(
     pacs: Pacs = "primary",
     as_json: AsJson = False,
 ) -> Result:
-    """Retrieve a study, a series or an instance into the folder OUT, by WADO-RS or C-GET.
+    """Retrieve a study, a series or an instance into the folder OUT, by WADO-RS, C-GET, or C-MOVE to the node's receiver.
 
     Example: `rapha pacs retrieve 1.2.840.1.2.3 --out ./study --pacs primary`
 
@@ -139,22 +145,15 @@ def retrieve(
     out
         A new or empty folder; files are numbered, their names say nothing.
     """
-    for uid in (study, series, instance):
-        if uid is not None and not (_UID.fullmatch(uid) and len(uid) <= 64):
-            raise ConfigurationError(["uid-malformed"], "a UID is digits and dots, at most 64 of them")
-    if instance is not None and series is None:
-        raise ConfigurationError(["series-missing"], "an instance is asked for with its series")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigurationError(["folder-not-empty"], f"{out} is no empty folder")
+    wanted = Wanted(study=study, series=series, instance=instance)
+    check_folder(out)
     archive = _archive(pacs)
-    if archive.method == "C-MOVE" and archive.endpoint.retrieve == "C-MOVE":
-        said = "C-MOVE sends to the node's receiver, not into a folder: use an endpoint with C-GET or WADO-RS"
-        raise ConfigurationError(["retrieve-needs-receiver"], said)
-    if archive.method == "WADO-RS":
-        files, size = save_instances(_web(archive), study, series, instance, out)
+    if isinstance(archive, WitnessedArchive):
+        saved = exported(archive, wanted, out, os.environ)
     else:
-        files, size = save_by_get(archive, study, series, instance, out)
-    return Result({"files": files, "bytes": size, "out": str(out)}, [f"{files} instances, {size} bytes in {out}"])
+        saved = save(archive, wanted, out, os.environ)
+    data = {"files": saved.files, "bytes": saved.size, "out": str(out), "method": saved.method}
+    return Result(data, [f"{saved.files} instances, {saved.size} bytes in {out}"])
 
 
 def echo(*, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
@@ -176,7 +175,8 @@ def probe(*, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
     Example: `rapha pacs probe --pacs primary`
     """
     archive = _archive(pacs)
-    record = probing.probe(archive, int(time.time()))
+    with _told(archive, "STUDY", {}):
+        record = probing.probe(archive, int(time.time()))
     path = probing.write_record(_capabilities(), record)
     limit = record.get("limit", {})
     lines = [
@@ -223,7 +223,7 @@ def commit(*files: Path, pacs: Pacs = "primary", by: Proof = "auto", as_json: As
         One of the two ways alone.
     """
     archive, studies = _archive(pacs), _by_study(files)
-    receiver = _receiver()
+    receiver = receiver_of(os.environ)
     how = by if by != "auto" else "commitment" if COMMITMENT in archive.capabilities.services and receiver else "read-back"
     everything = [(study, one) for study, objects in studies.items() for one in objects]
     if how == "commitment":
@@ -253,11 +253,6 @@ def _held(archive: Archive, study: str, one: ToStore) -> bool | None:
     series = str(dcmread(one.path, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True).SeriesInstanceUID)
     found = archive.read_back(study, Listed(one.sop_instance, one.sop_class, series))
     return None if found is None else found == attributes_digest(one.path.read_bytes())
-
-
-def _receiver() -> Receiver | None:
-    path, store = (os.environ.get(f"RAPHA_RECEIVER_{name}", "").strip() for name in ("SOCKET", "STORE"))
-    return Receiver(Path(path), Path(store)) if path and store else None
 
 
 def _by_study(files: Sequence[Path]) -> dict[str, list[ToStore]]:
@@ -293,18 +288,26 @@ def _archive(name: str) -> Archive:
             raise ConfigurationError(["pacs-unknown"], f"no endpoint of this name is configured; there is {', '.join(endpoints)}")
         state = os.environ.get("RAPHA_STATE_DIR", "").strip()
         known = probing.read_record(Path(state) / "capabilities", name) if state else Capabilities()
-        return Archive(endpoints[name], known, ca=Path(bundle) if bundle else None)
+        return _witnessed(Archive(endpoints[name], known, ca=Path(bundle) if bundle else None))
     if name != "primary":
         raise ConfigurationError(["pacs-unknown"], "no endpoint of this name is configured; there is `primary`")
     url = os.environ.get("RAPHA_DICOMWEB_BASE_URL", "").strip()
     if not url:
         raise ConfigurationError(["missing-dicomweb-base-url"], "RAPHA_DICOMWEB_BASE_URL is not set, nor RAPHA_PROFILE_PATH")
     endpoint = Endpoint(name=name, host="", port=0, ae_title="", calling_ae_title="", dicomweb_url=url)
-    return Archive(endpoint, ca=Path(bundle) if bundle else None)
+    return _witnessed(Archive(endpoint, ca=Path(bundle) if bundle else None))
 
 
-def _web(archive: Archive) -> DicomWeb:
-    return archive.web()
+def _witnessed(plain: Archive) -> Archive:
+    """With every access in the audit trail, where this node has one; production does nothing without."""
+    production = os.environ.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") == "true"
+    if not production and not os.environ.get("RAPHA_AUDIT_KEY_BASE64", "").strip():
+        return plain
+    return WitnessedArchive(plain, open_audit_trail(os.environ), person())
+
+
+def _told(archive: Archive, level: str, filters: Mapping[str, str]) -> AbstractContextManager[object]:
+    return archive.query(level, filters) if isinstance(archive, WitnessedArchive) else nullcontext()
 
 
 def _filters(keys: tuple[str, ...]) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The retriever: a study, a series or an instance in clear, into a folder that the caller names on the hospital's side."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ PATIENT_ID = "00100020"
 class Retriever:
     """Retrievals from one archive. Each is an export in the audit trail, with its patient, before anything is sent."""
 
-    def __init__(self, archive: WitnessedArchive, places: Places | None = None) -> None:
-        self._archive, self.places = archive, places or Places()
+    def __init__(
+        self, archive: WitnessedArchive, places: Places | None = None, *, environment: Mapping[str, str] = os.environ
+    ) -> None:
+        """environment: names the receiver, for archives that are retrieved from by C-MOVE."""
+        self._archive, self.places, self._environment = archive, places or Places(), environment
 
     def retrieve_study(self, study_uid: str, destination: str | Path) -> dict[str, Any]:
         """Every instance of the study, as numbered files in the new or empty folder `destination`.
@@ -50,7 +55,7 @@ class Retriever:
 
     def _retrieved(self, wanted: Wanted, out: Path) -> dict[str, Any]:
         check_folder(out)
-        saved = exported(self._archive, wanted, out)
+        saved = exported(self._archive, wanted, out, self._environment)
         return {
             "study_instance_uid": wanted.study,
             "files": sorted(str(path) for path in out.glob("*.dcm")),
@@ -61,12 +66,12 @@ class Retriever:
         }
 
 
-def exported(archive: WitnessedArchive, wanted: Wanted, out: Path) -> Saved:
+def exported(archive: WitnessedArchive, wanted: Wanted, out: Path, environment: Mapping[str, str]) -> Saved:
     """`save`, told as the export that it is (PS3.15 A.5.3.5): from the archive onto a disk."""
     patient = patient_of(archive, wanted.study)
     act: Act = inward(archive.endpoint, archive.person, Study(wanted.study), patient=patient)
     with audited(archive.trail, "export", act):
-        return save(archive.plain, wanted, out)
+        return save(archive.plain, wanted, out, environment)
 
 
 def patient_of(archive: Archive, study: str) -> Patient | None:

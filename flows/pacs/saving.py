@@ -4,12 +4,15 @@ The folder is new or empty, its files are numbered and nobody's but their owner'
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.archive import Archive
+from blocks.reading_settings import BIND, RECEIVER_PLACES
+from blocks.receiver import Receiver
 from rapha.errors import ConfigurationError, PeerError
-from tasks.shared.collect import save_by_get, save_instances
+from tasks.shared.collect import save_by_get, save_by_move, save_instances
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
@@ -52,21 +55,37 @@ def check_folder(out: Path) -> None:
         raise ConfigurationError(["folder-not-empty"], f"{out} is no empty folder")
 
 
-def save(archive: Archive, wanted: Wanted, out: Path) -> Saved:
-    """Retrieves into the folder, by WADO-RS or C-GET; every instance that the archive lists, or `PeerError(pacs-incomplete)`.
+def save(archive: Archive, wanted: Wanted, out: Path, environment: Mapping[str, str]) -> Saved:
+    """Retrieves into the folder, by WADO-RS, C-GET or C-MOVE; every instance that the archive lists, or `PeerError` pacs-….
 
-    Raises `ConfigurationError` folder-not-empty, retrieve-needs-receiver; `PeerError` of the archive.
+    C-MOVE goes to the receiver that the environment names; where there is none, an archive that was not probed is tried by C-GET.
+    Raises `ConfigurationError` folder-not-empty, retrieve-needs-receiver; `PeerError` of the archive and the receiver.
     """
     check_folder(out)
-    method = archive.method
-    if method == "C-MOVE" and archive.endpoint.retrieve == "C-MOVE":
-        said = "C-MOVE sends to the node's receiver, not into a folder: use an endpoint with C-GET or WADO-RS"
+    what = (wanted.study, wanted.series, wanted.instance)
+    if archive.method == "WADO-RS":
+        return _by_web(archive, wanted, out)
+    if archive.method == "C-MOVE" and (receiver := receiver_of(environment)) is not None:
+        with receiver:
+            return Saved(*save_by_move(archive, receiver, *what, out), "C-MOVE")
+    if archive.endpoint.retrieve == "C-MOVE":
+        said = "C-MOVE sends to the node's receiver: set RAPHA_RECEIVER_SOCKET and RAPHA_RECEIVER_STORE"
         raise ConfigurationError(["retrieve-needs-receiver"], said)
-    if method != "WADO-RS":
-        return Saved(*save_by_get(archive, wanted.study, wanted.series, wanted.instance, out), "C-GET")
+    return Saved(*save_by_get(archive, *what, out), "C-GET")
+
+
+def receiver_of(environment: Mapping[str, str]) -> Receiver | None:
+    """A connection to the node's receiver, where one is configured. Raises `PeerError(receiver-unreachable)`."""
+    served = bool(environment.get(BIND, "").strip() and environment.get("RAPHA_STATE_DIR", "").strip())
+    places = {name: f"{environment['RAPHA_STATE_DIR']}/{place}" for name, place in RECEIVER_PLACES.items()} if served else {}
+    path, store = (environment.get(name, "").strip() or places.get(name, "") for name in RECEIVER_PLACES)
+    return Receiver(Path(path), Path(store)) if path and store else None
+
+
+def _by_web(archive: Archive, wanted: Wanted, out: Path) -> Saved:
     listed = archive.list_study(wanted.study)
     count = sum(wanted.series in (None, one.series_uid) and wanted.instance in (None, one.sop_uid) for one in listed)
     files, size = save_instances(archive.web(), wanted.study, wanted.series, wanted.instance, out)
     if files != count:
         raise PeerError("pacs-incomplete", f"{files} of {count} listed instances came", peer="pacs")
-    return Saved(files, size, method)
+    return Saved(files, size, "WADO-RS")

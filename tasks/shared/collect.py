@@ -1,18 +1,28 @@
 """The records of a scope, as the archive holds them now: what a custodian's manifest is made of, and what a person retrieves."""
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from blocks.archive import Archive
+from blocks.instances import SealedReader
 from blocks.pacs import Answer, DicomWeb, value_of
 from blocks.part10 import ContentDigest
+from blocks.receiver import Arrived, Receiver
 from policies.minimise import pseudonym
 from policies.records import Record
 from policies.scope import Scope
-from rapha.errors import PeerError
+from rapha.errors import PeerError, Refusal
+from tasks.shared.moving import Level, by_move, until_delivered
 
 FIELDS = ("00080018", "0020000D", "0020000E", "00100020", "00080060", "00080020", "00180015")
 Progress = Callable[[int, int], None]
+_BLOCK = 1 << 20
+log = logging.getLogger("rapha.collect")
 
 
 def collect_records(
@@ -91,14 +101,62 @@ def save_by_get(archive: Archive, study: str, series: str | None, instance: str 
     wanted = [one for one in listed if series in (None, one.series_uid) and instance in (None, one.sop_uid)]
     archive.get(study, wanted, keep)
     if {one.sop_uid for one in wanted} != set(sizes):
-        raise PeerError("pacs-incomplete", f"{len(sizes)} of {len(wanted)} listed instances came", peer="pacs")
+        raise _incomplete(len(sizes), len(wanted))
     return len(sizes), sum(sizes.values())
+
+
+def save_by_move(
+    archive: Archive, receiver: Receiver, study: str, series: str | None, instance: str | None, folder: Path
+) -> tuple[int, int]:
+    """The same by C-MOVE to the node's receiver, which seals what comes to a key that only this call has, and then lets go of it.
+
+    Raises `PeerError` pacs-incomplete, receiver-…, that of an association which broke; `Refusal` arrival-conflict, sealed-….
+    """
+    listed = archive.list_study(study)
+    wanted = [one for one in listed if series in (None, one.series_uid) and instance in (None, one.sop_uid)]
+    names, key = {one.sop_uid for one in wanted}, X25519PrivateKey.generate()
+    number = receiver.message_id()
+    ticket = receiver.expect(archive.endpoint.calling_ae_title, number, sorted(names), seal_to=key.public_key())
+    level: Level = "IMAGE" if instance else "SERIES" if series else "STUDY"
+    try:
+        delivered = partial(_delivered, receiver, ticket)
+        failed = until_delivered(by_move(archive, study, number), delivered, wanted, level, _hinted)
+        if failed is not None:
+            raise failed.error or _incomplete(len(names & delivered()), len(names))
+        arrived = [one for one in receiver.arrived(ticket) if one.sop_uid in names]
+        if any(one.conflict for one in arrived):
+            raise Refusal(["arrival-conflict"], "an instance came with two contents", gate="arrival")
+        return len(arrived), _opened(arrived, key, folder)
+    finally:
+        receiver.forgo(ticket)
+
+
+def _delivered(receiver: Receiver, ticket: str) -> set[str]:
+    return {one.sop_uid for one in receiver.arrived(ticket)}
+
+
+def _hinted(turn: int, codes: tuple[str, ...]) -> None:
+    log.warning("round %d: %s", turn, ", ".join(codes))
+
+
+def _opened(arrived: Sequence[Arrived], key: X25519PrivateKey, folder: Path) -> int:
+    """Writes what came, in clear; its bytes."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    size = 0
+    for number, one in enumerate(arrived, 1):
+        with SealedReader(one.path, key) as stream:
+            size += _save(folder, number, iter(partial(stream.read, _BLOCK), b""))
+    return size
+
+
+def _incomplete(came: int, wanted: int) -> PeerError:
+    return PeerError("pacs-incomplete", f"{came} of {wanted} listed instances came", peer="pacs")
 
 
 def _save(folder: Path, number: int, blocks: Iterable[bytes]) -> int:
     path, half = folder / f"{number:06d}.dcm", folder / f".{number:06d}.half"
     try:
-        with half.open("wb") as stream:
+        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as stream:
             size = sum(stream.write(block) for block in blocks)
         half.rename(path)
     finally:

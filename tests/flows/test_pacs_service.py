@@ -5,6 +5,7 @@ The names of methods and of keys in answers are typed here once more from the co
 
 import io
 import logging
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,6 +226,24 @@ def test_clear_files_go_only_where_the_caller_says(
     assert service.retriever.retrieve_series(str(CT[0].SeriesInstanceUID), tmp_path / "series")["instances"] == len(CT)
     one = service.retriever.retrieve_instance(str(CT[2].SOPInstanceUID), tmp_path / "one")
     assert [dcmread(path).SOPInstanceUID for path in one["files"]] == [CT[2].SOPInstanceUID]
+
+
+def test_an_archive_that_only_sends_goes_through_the_receiver(clinic: Reading, tmp_path: Path) -> None:
+    """C-MOVE: sealed on the receiver's disk to a key of this retrieval alone, opened into the folder, and gone from there."""
+    with PACSService(clinic.environment["RAPHA_PROFILE_PATH"], environment=clinic.environment, pacs="moving") as service:
+        done = service.retriever.retrieve_study(uid(CT), tmp_path / "study")
+        one = service.retriever.retrieve_series(str(DX[0].SeriesInstanceUID), tmp_path / "series", study_instance_uid=uid(DX))
+    assert (done["method"], done["instances"], one["instances"]) == ("C-MOVE", len(CT), 1)
+    assert {attributes_digest(Path(one).read_bytes()) for one in done["files"]} == {
+        attributes_digest(file_bytes(one)) for one in CT
+    }
+    assert {stat.S_IMODE(Path(one).stat().st_mode) for one in done["files"]} == {0o600}
+    assert list((clinic.folder / "received").glob("*.sealed")) == []
+    alone = {name: value for name, value in clinic.environment.items() if not name.startswith("RAPHA_RECEIVER")}
+    moving = PACSService(clinic.environment["RAPHA_PROFILE_PATH"], environment=alone, pacs="moving")
+    with moving as service, pytest.raises(ConfigurationError) as nobody:
+        service.retriever.retrieve_study(uid(CT), tmp_path / "none")
+    assert nobody.value.codes == ("retrieve-needs-receiver",)
 
 
 def test_what_is_stored_is_checked_and_verified(service: PACSService, clinic: Reading) -> None:

@@ -118,6 +118,19 @@ def test_what_cannot_be_read_says_why(typed: Typed) -> None:
     assert (status, said["codes"]) == (2, ["missing-prefect-api-url"])
 
 
+def test_the_archive_by_hand_is_in_the_trail_under_the_persons_name(clinic: Reading, typed: Typed, tmp_path: Path) -> None:
+    trail = open_audit_trail(clinic.environment)
+    before = len(list(trail.search()))
+    assert typed("pacs", "find", f"PatientID={CT[0].PatientID}")[1]["count"] == 1
+    status, said = typed("pacs", "retrieve", uid(CT), "--out", str(tmp_path / "out"))
+    assert (status, said["files"], said["method"]) == (0, len(CT), "C-GET")
+    assert typed("pacs", "find", f"StudyInstanceUID={uid(CT)}", "--pacs", "web", "--level", "instance")[1]["count"] == len(CT)
+    found = [(one, parse(xml)) for one, xml in trail.messages()][before:]
+    assert [one.kind for one, _ in found if one.stage == "end"] == ["query", "query", "export", "query"]
+    assert {message.participants[-1].user for _, message in found} == {person()}
+    assert [one.patient for one, _ in found if one.kind == "export"] == [trail.pseudonym("patient", str(CT[0].PatientID))] * 2
+
+
 def test_health_names_every_part_and_ends_with_4_when_one_is_down(clinic: Reading, typed: Typed, tmp_path: Path) -> None:
     status, said = typed("health")
     parts = {
