@@ -255,6 +255,38 @@ def test_a_critical_notice_is_owed_to_somebody_until_a_person_has_it(kind: Any, 
             assert register.due_notices(now + 10**6) == register.escalations(now + 10**6) == []
 
 
+TOLD = st.lists(st.tuples(st.sampled_from(["critical", "result"]), st.sampled_from(["a", "b"])), min_size=1, max_size=4)
+
+
+@QUIET
+@given(TOLD, TOLD, st.lists(st.sampled_from(["taken", "refused", "dies"]), min_size=1, max_size=8))
+def test_a_notice_is_written_once_given_to_one_sender_at_a_time_and_its_state_is_what_the_channel_said(
+    first: list[tuple[Any, str]], again_told: list[tuple[Any, str]], channel: list[str]
+) -> None:
+    """A sender that dies says nothing: what it was given is due again after a while, and to nobody before."""
+    with registers() as again:
+        register = again()
+        register.found("p", study(1), 0)
+        lease = register.claim("w", 0, 60)
+        for told in (first, again_told):  # a stage that is made again says the same again
+            notices = [Notice(kind=kind, recipient_group=group, template=kind, facts={}) for kind, group in told]
+            register.enter(lease, lease.stage, 1, notices=notices)
+        every = register.notices()
+        assert sorted((one.kind, one.recipient_group) for one in every) == sorted({*first, *again_told})
+        waiting, now = {one.id for one in every}, 100
+        for said in channel:
+            due = register.due_notices(now, hold=120)
+            assert {one.id for one in due} == waiting and register.due_notices(now + 119) == []
+            assert [one.kind for one in due] == sorted(one.kind for one in due), "the critical first"
+            for one in due if said == "taken" else ():
+                register.notice_sent(one.id, now)
+                waiting.discard(one.id)
+            for one in due if said == "refused" else ():
+                assert register.notice_failed(one.id, "mail-content-later", now) == "waiting"
+            register, now = again(), now + 4000
+        assert {one.id for one in register.notices() if one.state == "sent"} == {one.id for one in every} - waiting
+
+
 COUNTS = st.integers(0, 99_999)
 RIGHT = st.fixed_dictionaries({"findings": COUNTS, "critical": COUNTS, "analysed": COUNTS, "left_out": COUNTS, "study": COUNTS})
 NAMES = st.sampled_from(["findings", "critical", "name", "analysed", "left_out"])
