@@ -290,7 +290,9 @@ def test_a_notice_is_written_once_given_to_one_sender_at_a_time_and_its_state_is
 COUNTS = st.integers(0, 99_999)
 RIGHT = st.fixed_dictionaries({"findings": COUNTS, "critical": COUNTS, "analysed": COUNTS, "left_out": COUNTS, "study": COUNTS})
 NAMES = st.sampled_from(["findings", "critical", "name", "analysed", "left_out"])
-ODD = st.dictionaries(NAMES, st.text(min_size=6) | st.integers())
+ODD = st.dictionaries(NAMES, st.text(min_size=6) | st.integers()).filter(
+    lambda facts: len(facts) != 4 or "name" in facts or not all(type(value) is int for value in facts.values())
+)
 
 
 @settings(QUIET, max_examples=100)
