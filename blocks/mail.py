@@ -96,7 +96,7 @@ class MailServer:
     def _message(self, to: str, subject: str, body: str, message_id: str, urgent: bool) -> bytes:
         if not (is_address(to) and is_address(self.from_address) and _MESSAGE_ID.fullmatch(message_id)):
             raise Refusal(["mail-header"], "an address or a Message-ID is none")
-        if not (subject.isascii() and subject.isprintable() and 0 < len(subject) <= 200):
+        if not (subject.isascii() and subject.isprintable() and 0 < len(subject.strip()) == len(subject) <= 200):
             raise Refusal(["mail-header"], "a mail's subject is one line of printable ASCII")
         made = EmailMessage(policy=_POLICY)
         made["From"], made["To"], made["Subject"] = self.from_address, to, subject

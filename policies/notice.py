@@ -116,13 +116,13 @@ def after_failure(code: str, kind: str, tries: int, escalate_after: int) -> Afte
 
     held-up: not this mail's fault (no server, no secure line, no login): tried again, however often, and not counted.
     again: later, and counted. given-up: a critical notice goes on to the next person; at once where this one is refused for good,
-    else before the failures have lasted for longer than an escalation: the pause after the n-th is about 5 * 2^n seconds.
+    else before the failures last longer than an escalation takes: the pause after the n-th is at most 5 * 2^n seconds.
     """
     if code not in REFUSED_FOR_GOOD | REFUSED_FOR_NOW:
         return "held-up"
     if kind != "critical":
         return "again"
-    return "given-up" if code in REFUSED_FOR_GOOD or 10 * 2**tries >= escalate_after else "again"
+    return "given-up" if code in REFUSED_FOR_GOOD or 20 * 2**tries - 10 > escalate_after else "again"
 
 
 def is_address(text: object) -> bool:

@@ -3,7 +3,6 @@
 The engine, the chain's client and the archive's take seconds to import; only the module of the command that is run is imported.
 """
 
-from flows.console.reading import COMMANDS as READING
 from rapha.console.announce import JOB
 
 
@@ -27,6 +26,7 @@ COMMANDS = {
     "job": {"job": JOB},
     "letters": {"dead-letters": "What a peer failed for good, or what crashed too often: jobs and studies."},
     "manifest": {"manifest": "The hospital's dataset manifest: what was approved, and its records."},
+    "notify": {"notify": "Who is still to be told of a result; acknowledge a critical finding."},
     "pacs": {
         "minimise": "Print what may be kept of DICOM JSON: allow-listed attributes, and pseudonyms for patient, study, "
         "accession and record.",
@@ -36,7 +36,6 @@ COMMANDS = {
     "read": {
         "read": "The reading flow for one study now, in this process: retrieved, analysed, its report stored and proven stored."
     },
-    "reading": READING,
     "report": {"report": "The checks that a report must pass before it is stored."},
     "scan": {"scan": "Scan an OCI image layout, an image archive or a source folder for anything that could reach a network."},
     "serve": {
