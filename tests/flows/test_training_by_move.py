@@ -15,6 +15,7 @@ from tests.fixtures.world import attempt_folder, delivered, ended, entries, quic
 from tests.fixtures.world_by_move import moving_world
 
 PATIENTS = 24
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

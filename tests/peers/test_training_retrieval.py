@@ -13,6 +13,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
+from blocks.dimse.hierarchical import find_instances
+from blocks.pacs import value_of
 from blocks.reader import FetchFacts, QueryFacts, Reader
 from policies.retrieve import RetrieveLimits
 from policies.scope import Scope
@@ -22,11 +24,11 @@ from rapha.loader import RaphaDataLoader
 from tasks.training.retrieve import retrieve
 from tests.fixtures.data_path import JOB, begin, codes
 from tests.fixtures.dcmqrscp import ENVIRONMENT, running_dcmqrscp
-from tests.fixtures.misbehaving import Deliver, everything, nothing, others
+from tests.fixtures.misbehaving import UNIQUE, Deliver, Misbehaving, Reply, everything, nothing, others, some
 from tests.fixtures.orthanc import Orthanc, file_bytes
 from tests.fixtures.reading import PROJECT, cohort, make_image, set_pixels, write_records_file
 from tests.fixtures.receiving import Receiving
-from tests.fixtures.three_ways import DIMSE, WAYS, by, manifest_of, misbehaving, orthanc, reading, receiving  # noqa: F401
+from tests.fixtures.three_ways import DIMSE, WAYS, by, manifest_of, misbehaving, orthanc, reading, receiving, scripted  # noqa: F401
 
 FREE = {"movement": "", "bytes": 0, "largest": 0}  # whoever writes the meta information of a file puts its own version into it
 
@@ -180,3 +182,50 @@ def test_what_the_archive_says_that_is_not_so_is_in_the_ledger(receiving: Receiv
         retrieve(asked, attempt, reader, False, RetrieveLimits())
     told = [entry.body for entry in read(attempt.ledger.folder) if entry.kind == "movement"]
     assert [one["codes"] for one in told] == [["move-warning-complete"]]
+
+
+@pytest.mark.parametrize("way", DIMSE)
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (Reply(status=0xA702, deliver=nothing), ("SERIES", 0)),  # the same once more
+        (Reply(status=0xC000, deliver=nothing), ("IMAGE", 3)),  # closer
+        (Reply(status=0xB000, deliver=some(1)), ("IMAGE", 2)),  # what is missing
+        (Reply(status=0x0000, deliver=nothing), ("IMAGE", 3)),
+        (Reply(deliver=some(2), ends="abort"), ("IMAGE", 1)),
+    ],
+)
+def test_a_round_that_fell_short_is_followed_by_the_right_one(
+    receiving: Receiving, tmp_path: Path, way: str, first: Reply, again: tuple[str, int]
+) -> None:
+    datasets = cohort(1, 3)
+    manifest_of(tmp_path, datasets)
+    with scripted(way, tmp_path, receiving, datasets, first, Reply()) as (hospital, pacs), hospital.reader() as reader:
+        asked, came = fetched(reader)
+        assert (asked.selected, came.received, came.expected_root) == (3, 3, came.received_root)
+        assert [(level, len(uids)) for level, uids in pacs.asked] == [("SERIES", 0), again]
+
+
+def test_an_archive_that_filters_nothing_is_asked_for_what_matches_alone() -> None:
+    scope = {"Modality": "MR", "BodyPartExamined": "BRAIN", "StudyDate": "20240101-20241231"}
+    inside = [*cohort(2, 2), make_image(3, 1)]
+    outside = [make_image(4, 1, body_part="CHEST"), make_image(5, 1, modality="CT"), make_image(6, 1, day="20190101")]
+    with Misbehaving([*inside, *outside]) as pacs:
+        found = find_instances(pacs.endpoint(), scope)
+        assert {value_of(one, "00080018") for one in found} == {str(one.SOPInstanceUID) for one in inside}
+        assert {value_of(one, "00100020") for one in found} == {str(one.PatientID) for one in inside}
+        for filters, most, code in (({"PatientName": "X*"}, 9, "dimse-key-unknown"), (scope, 4, "pacs-too-many")):
+            with pytest.raises(PeerError) as failed:
+                find_instances(pacs.endpoint(), filters, most=most)
+            assert failed.value.codes == (code,)
+
+
+@pytest.mark.parametrize("level", ["STUDY", "SERIES", "IMAGE"])
+def test_an_answer_without_its_unique_key_is_a_failed_peer(level: str) -> None:
+    def spoil(answer: Dataset) -> None:
+        if answer.QueryRetrieveLevel == level:
+            setattr(answer, UNIQUE[level], None)
+
+    with Misbehaving(cohort(1), spoils=spoil) as pacs, pytest.raises(PeerError) as failed:
+        find_instances(pacs.endpoint(), {"StudyDate": "20240101-20241231"})
+    assert failed.value.codes == ("pacs-list-odd",)
