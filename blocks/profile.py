@@ -85,7 +85,7 @@ BOUNDS = {
     "retention_years": (1, 10),
     "connection_pool_size": (1, 64),
     "connection_timeout_seconds": (1, 600),
-    "max_retries": (0, 10),
+    "max_retries": (0, 3),  # within one lease; after that the register tries again, later
     "max_size_gb": (1, 1 << 20),
     "ttl_hours": (1, 1 << 20),
     "max_results": (1, 1_000_000),
@@ -259,6 +259,11 @@ def _judge_switches(values: Mapping[str, tuple[Any, yaml.Node]], problems: _Prob
             problems.add(
                 code, f"{key} is always true: what is done to a patient's data is written down, encrypted", values[key][1]
             )
+    asked = [node for name, (_, node) in values.items() if name.startswith("cache.")]
+    if asked and values.get("cache.enabled", (True, None))[0]:
+        problems.add(
+            "not-built", "a cache of studies is not built: set cache.enabled to false, or leave the section out", asked[0]
+        )
     for channel in NOT_BUILT:
         on = values.get(f"{channel}.enabled")
         if on and on[0]:
@@ -324,6 +329,7 @@ def _endpoint(name: str, plain: Mapping[str, Any], tls: TlsSettings | None, envi
         own["dicomweb_token"] = secret(own["dicomweb_token"], environment)
     if timeout := plain.get("performance.connection_timeout_seconds"):
         own["connect_seconds"] = float(timeout)
+    own["pool_size"] = plain.get("performance.connection_pool_size")
     return Endpoint(name=name, tls=tls, **own)
 
 

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from flows.pace import pace
+
 L = TypeVar("L")
 PAUSE = 1.0  # seconds between two looks at the register when nothing ends meanwhile
 
@@ -54,8 +56,9 @@ class Shift(Generic[L]):
             self.ends.update(one.result() for one in done)
 
     async def _fill(self, flying: set[asyncio.Future[str]]) -> None:
-        while len(flying) < self.at_most and time.monotonic() < self.until:
-            lease = await asyncio.to_thread(self.claim)
+        """Begins what there is room for, at most a batch at one look: the register is not asked fifty times in a row."""
+        for _ in range(min(pace().batch, self.at_most - len(flying))):
+            lease = await asyncio.to_thread(self.claim) if time.monotonic() < self.until else None
             if lease is None:
                 return
             flying.add(asyncio.ensure_future(self.run(lease)))

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from prefect import task
@@ -10,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
+from flows.pace import pace
 from rapha.errors import PeerError
 from tasks.stage import coded
 
@@ -18,15 +20,20 @@ R = TypeVar("R")
 PEER_RETRIES = 3
 
 
-def only_peers(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retries a failed peer and nothing else: a refusal is final, a bug is ours."""
+def only_peers(_task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Retries a failed peer and nothing else, as often as the profile says: a refusal is final, a bug is ours."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, PeerError)
+    return isinstance(error, PeerError) and _again(run)
 
 
-async def only_peers_async(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+async def only_peers_async(_task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """The same inside an asynchronous flow, where a state gives its result only to whoever awaits it."""
-    return isinstance(await state.aresult(raise_on_failure=False), PeerError)
+    return isinstance(await state.aresult(raise_on_failure=False), PeerError) and _again(run)
+
+
+def _again(run: TaskRun) -> bool:
+    """run_count: how often it was begun, the first time among them."""
+    return run.run_count <= pace().retries
 
 
 def stage(body: Callable[P, R], name: str, *, retries: int = PEER_RETRIES) -> Task[P, R]:
@@ -57,13 +64,15 @@ def async_stage(
 ) -> Task[Concatenate[int, P], Coroutine[Any, Any, R]]:
     """The same for one of many rows in flight: its blocking body runs in a thread of the loop's pool.
 
-    named: the task run's name, `{row}` for the row's number.
+    named: the task run's name, `{row}` for the row's number; a study's stage, which has one, waits for its turn among those that
+    may run at once (`flows.pace`).
     """
-    plain = coded(body)
+    plain, of_study = coded(body), "{row}" in named
 
     @functools.wraps(body)
     async def run(row: int, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.to_thread(plain, row, *args, **kwargs)
+        async with pace().turn() if of_study else nullcontext():
+            return await asyncio.to_thread(plain, row, *args, **kwargs)
 
     return task(
         name=name,

@@ -17,6 +17,7 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
+from blocks.dimse.slots import slot
 from blocks.dimse.watch import Watch
 from blocks.endpoint import Endpoint
 from rapha.errors import PeerError
@@ -104,8 +105,19 @@ def associated(
     """An established association with `endpoint`; released at the end, aborted when the work in it fails.
 
     idle: seconds without a byte in either direction, the endpoint's when None. Raises `PeerError` dimse-unreachable,
-    dimse-rejected, dimse-aborted, dimse-no-context, dimse-timeout, dimse-slow, tls-….
+    dimse-rejected, dimse-aborted, dimse-no-context, dimse-timeout, dimse-slow, dimse-pool, tls-….
     """
+    with slot(endpoint):
+        yield from _associated(endpoint, offered, roles, handlers, idle)
+
+
+def _associated(
+    endpoint: Endpoint,
+    offered: Sequence[PresentationContext],
+    roles: Sequence[Any],
+    handlers: Sequence[Any],
+    idle: float | None,
+) -> Iterator[Association]:
     watch = Watch(idle=idle or endpoint.idle_seconds, negotiation=endpoint.connect_seconds, max_pdu=endpoint.max_pdu)
     try:
         association = _established(endpoint, offered, roles, handlers, watch)

@@ -166,7 +166,8 @@ def echo(*, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
     took = round(1000 * (time.monotonic() - began))
     by = "C-ECHO" if archive.endpoint.port else "QIDO-RS"
     secure = "TLS" if archive.endpoint.tls else "in clear"
-    return Result({"pacs": pacs, "answered": True, "by": by, "ms": took}, [f"{pacs} answered {by} in {took} ms ({secure})"])
+    data = {"pacs": pacs, "answered": True, "by": by, "ms": took, "vendor": archive.endpoint.vendor}
+    return Result(data, [f"{pacs} ({archive.endpoint.vendor}) answered {by} in {took} ms ({secure})"])
 
 
 def probe(*, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:

@@ -64,6 +64,21 @@ def test_one_wrong_thing_is_one_code(tmp_path: Path, code: str) -> None:
     assert codes(tmp_path, TEXT.replace(old, new, 1)) == (code,)
 
 
+@pytest.mark.parametrize("section", ["{enabled: true}", "{directory: /var/cache}", "{max_size_gb: 100, ttl_hours: 24}"])
+def test_a_cache_that_is_asked_for_is_not_built(tmp_path: Path, section: str) -> None:
+    assert codes(tmp_path, f"{TEXT}cache: {section}\n") == ("not-built",)
+    (tmp_path / "profile.yaml").write_text(f"{TEXT}cache: {{enabled: false, directory: /var/cache, max_size_gb: 100}}\n")
+    assert "cache.directory" in load_profile(tmp_path / "profile.yaml", PRODUCTION).values
+
+
+def test_performance_reaches_the_endpoints(tmp_path: Path) -> None:
+    (tmp_path / "profile.yaml").write_text(TEXT.replace("performance:", "performance:\n  connection_pool_size: 4"))
+    found = load_profile(tmp_path / "profile.yaml", PRODUCTION).endpoints
+    assert {one.pool_size for one in found.values()} == {4}
+    assert load_profile(HOME / "production.yaml", PRODUCTION).endpoints["primary"].pool_size is None
+    assert codes(tmp_path, TEXT.replace("max_retries: 3", "max_retries: 4")) == ("profile-value",)
+
+
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
     path.write_text(TEXT.replace("polling_interval_seconds", "poling_interval_seconds"))
