@@ -71,6 +71,7 @@ def _dashed(name: str) -> str:
 def _looks(environment: Mapping[str, str], profile: Profile) -> Looks:
     looks: dict[str, Callable[[], object]] = {
         "reading register": lambda: _register(environment),
+        "outbox": lambda: _outbox(environment),
         "audit trail": lambda: _trail(environment),
         "study reader": lambda: _holds(environment, "RAPHA_STUDY_SOCKET", "study"),
         "model launcher": lambda: _holds(environment, "RAPHA_MODEL_LAUNCHER_SOCKET", "launcher", job="", attempt=0),
@@ -101,6 +102,16 @@ def _register(environment: Mapping[str, str]) -> None:
     register = open_reading_register(environment)
     try:
         register.tally(int(time.time()))
+    finally:
+        register.close()
+
+
+def _outbox(environment: Mapping[str, str]) -> None:
+    """A notice that no channel took waits for a person (`rapha notify again`); one that waits for its turn is as it should be."""
+    register = open_reading_register(environment)
+    try:
+        if register.tally(int(time.time())).notices.get("dead"):
+            raise Refusal(["notices-dead"], "there are notices that no channel took")
     finally:
         register.close()
 
