@@ -58,7 +58,6 @@ def _pool(client: SyncPrefectClient) -> None:
 def _deploy(client: SyncPrefectClient, wanted: Mapping[str, Any], home: Path, schedules: list[DeploymentScheduleCreate]) -> str:
     module, _, name = wanted["entrypoint"].partition(":")
     flow: Flow[..., Any] = getattr(import_module(module), name)
-    limit = wanted["concurrency_limit"]
     made = client.create_deployment(
         flow_id=client.create_flow_from_name(flow.name),
         name=wanted["name"],
@@ -68,17 +67,28 @@ def _deploy(client: SyncPrefectClient, wanted: Mapping[str, Any], home: Path, sc
         entrypoint=wanted["entrypoint"],
         work_pool_name=wanted["work_pool"]["name"],
         work_queue_name=wanted["work_pool"]["work_queue_name"],
-        concurrency_limit=limit["limit"],
-        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(limit["collision_strategy"])),
+        **_limits(wanted),
         schedules=schedules,
         parameters=wanted.get("parameters", {}),
         parameter_openapi_schema=parameter_schema(flow).model_dump(),
         enforce_parameter_schema=True,
         pull_steps=[{DIRECTORY: {"directory": str(home)}}],
     )
+    for one in schedules if wanted["name"] == POLL else ():
+        if one.active:  # a node that starts asks at once, not after the first interval
+            client.create_flow_run_from_deployment(made, parameters=one.parameters)
     full = f"{flow.name}/{wanted['name']}"
     _trigger(client, made, full, wanted.get("triggers", ()))
     return full
+
+
+def _limits(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """How many runs at once, where the engine is to see to it. A run that was killed keeps its place for some minutes."""
+    if "concurrency_limit" not in wanted:
+        return {}
+    limit = wanted["concurrency_limit"]
+    how = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(limit["collision_strategy"]))
+    return {"concurrency_limit": limit["limit"], "concurrency_options": how}
 
 
 def _schedules(wanted: Mapping[str, Any], profile: Profile | None) -> list[DeploymentScheduleCreate]:
@@ -87,10 +97,9 @@ def _schedules(wanted: Mapping[str, Any], profile: Profile | None) -> list[Deplo
         return [_schedule(one) for one in wanted.get("schedules", ())]
     every = timedelta(seconds=int(profile.values.get("workflow.polling_interval_seconds", POLL_SECONDS)))
     active = profile.values.get("workflow.automated_polling", True) is True
-    return [
-        DeploymentScheduleCreate(schedule=IntervalSchedule(interval=every), active=active, parameters={"pacs": name}, slug=name)
-        for name in profile.polled
-    ]
+    schedule = IntervalSchedule(interval=every)
+    made = {"schedule": schedule, "active": active}
+    return [DeploymentScheduleCreate(**made, parameters={"pacs": name}, slug=name) for name in profile.polled]
 
 
 def _schedule(wanted: Mapping[str, Any]) -> DeploymentScheduleCreate:

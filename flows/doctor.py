@@ -4,7 +4,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,25 +12,13 @@ import httpx
 from blocks.channel import Channel
 from blocks.pacs import DicomWeb, Timeouts
 from blocks.settings import problems
+from flows.finding import Finding, looked
 from flows.node import Node
 from rapha.errors import RaphaError, Refusal
 from rapha.ledger import verify
 
 LEAST_FREE = 5 << 30
 CLOCK_SKEW = 300
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: what was looked at, and the code and sentence of what is wrong, or empty."""
-
-    name: str
-    code: str = ""
-    said: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return not self.code
 
 
 def examine(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -48,17 +35,7 @@ def examine(environment: Mapping[str, str]) -> Iterator[Finding]:
         return
     yield Finding("site policy")
     for name, look in _looks(node).items():
-        yield _looked(name, look)
-
-
-def _looked(name: str, look: Callable[[], object]) -> Finding:
-    try:
-        look()
-    except RaphaError as error:
-        return Finding(name, error.codes[0], error.message)
-    except (OSError, httpx.HTTPError) as error:
-        return Finding(name, f"{name.replace(' ', '-')}-unreachable", type(error).__name__)
-    return Finding(name)
+        yield looked(name, look)
 
 
 def _looks(node: Node) -> dict[str, Callable[[], object]]:

@@ -33,6 +33,11 @@ def members(environment: Mapping[str, str], base: Mapping[str, str], *, disk_flo
     return made
 
 
+def shift(environment: Mapping[str, str]) -> list[Member]:
+    """The process that works shift after shift. environment: all that a flow may know, the engine's settings among it."""
+    return [Member("shift", _python("flows.shift"), environment, timeout=120)]
+
+
 def _receiver(
     values: Mapping[str, str], profile: Profile, environment: Mapping[str, str], base: Mapping[str, str], disk_floor: int
 ) -> Member:

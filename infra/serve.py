@@ -178,7 +178,8 @@ def _served(group: Supervisor, state: Path, settings: Settings | None, options: 
         group.start(*beside)
         deployment = deploying(engine, os.environ, group.logs, options.only)
         working = flow_worker(state, os.environ, options.engine_port, options.health_port)
-        group.start(working, *([webhook(settings, os.environ, engine)] if settings else []))
+        shift = reading.shift({**base, **engine, **flow_settings(os.environ)}) if wanted else []
+        group.start(working, *([webhook(settings, os.environ, engine)] if settings else []), *shift)
         deployed(deployment)
         print(f"ready\nengine: http://127.0.0.1:{options.engine_port}", flush=True)
         group.watch(over.is_set)

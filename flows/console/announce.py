@@ -14,7 +14,7 @@ def announce() -> dict[str, tuple[str, str]]:
 COMMANDS = {
     "attest": {
         "attest": "Attestation evidence: verify it offline; import collateral.",
-        "node": "This machine's identity.",
+        "node": "This node: its folder and keys, and its machine's identity.",
     },
     "audit": {"audit": "The audit trail: search it, count, export, and remove what is past its time."},
     "demo": {"demo": "The whole run on a made-up hospital: every gate's verdict, the receipt and who was credited what."},

@@ -3,6 +3,7 @@ to be fed."""
 
 import datetime as dt
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from cyclopts import Parameter
 from blocks.attester import Attester, read_pcrs
 from blocks.collateral import read_collateral
 from blocks.dcap import MAX_COLLATERAL, verify_quote
+from flows.console.announce import COMMANDS
 from policies.attestation import offline_gate
 from policies.attestation_evidence import AttestationEvidence, PlatformFacts, TpmFacts
 from policies.attestation_limits import INTEL_ROOT, read_limits
@@ -25,6 +27,7 @@ from rapha.canonical import canonical, digest, parse
 from rapha.console.app import AsJson, Result
 from rapha.errors import ConfigurationError, Refusal
 from rapha.files import read_regular
+from tasks.shared.beginning import begin
 from tasks.shared.enrol import enrol
 
 
@@ -35,7 +38,8 @@ def register(app: cyclopts.App) -> None:
     collateral = cyclopts.App(name="collateral", help="Intel's signed statements about a platform (PCS documents).")
     collateral.command(import_collateral, name="import")
     attest.command(collateral)
-    node = cyclopts.App(name="node", help="This machine's identity.")
+    node = cyclopts.App(name="node", help=COMMANDS["attest"]["node"])
+    node.command(init_node, name="init")
     node.command(enrol_node, name="enrol")
     app.command(attest)
     app.command(node)
@@ -118,6 +122,30 @@ def import_collateral(
     _replace(into, raw)
     data = {"imported": str(into), "digest": digest(raw), "fmspc": new.fmspc, "number": new.number, "expires_at": new.expires_at}
     return Result(data, [f"imported collateral for FMSPC {new.fmspc}, number {new.number}, valid until {_utc(new.expires_at)}"])
+
+
+def init_node(folder: Path, *, name: str, mode: Mode = "production", as_json: AsJson = False) -> Result:
+    """Make a new node's folder for the reading service: keys, an empty ledger and audit trail, a profile to fill in, node.env.
+
+    Nothing is written over. The secrets lie in node.env and keys/, which nobody but their owner reads.
+
+    Example: `rapha node init /var/lib/rapha --name st-elsewhere`
+
+    Parameters
+    ----------
+    folder
+        A new or empty folder; it becomes RAPHA_STATE_DIR.
+    name
+        The node's name, in ledger, receipts and reports.
+    """
+    made = begin(folder, name, mode)
+    data = {"mode": mode, **{what.replace(" ", "_"): str(path) for what, path in made.items()}}
+    lines = [f"{what:<12} {path}" for what, path in made.items()]
+    env = shlex.quote(str(made["environment"]))
+    steps = ("rapha pacs echo", "rapha pacs probe", "rapha doctor --only read", "rapha serve --only read")
+    return Result(
+        data, [*lines, "next: fill in the profile, then", f"  set -a; . {env}; set +a", *(f"  {step}" for step in steps)]
+    )
 
 
 def enrol_node(

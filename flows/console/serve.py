@@ -26,6 +26,7 @@ def register(app: cyclopts.App) -> None:
 def serve(
     *,
     engine_port: Annotated[int, Parameter(help="Port of the engine's server and UI on loopback.")] = 4200,
+    health_port: Annotated[int, Parameter(help="Port of the worker's health check on loopback.")] = 4208,
     namespace: Annotated[
         str | None, Parameter(help="Command words that enter the namespace of keeper, reader and launcher.")
     ] = None,
@@ -40,7 +41,7 @@ def serve(
     """
     if "training" in _halves(only):
         load(os.environ)
-    arguments = ["--engine-port", str(engine_port)]
+    arguments = ["--engine-port", str(engine_port), "--health-port", str(health_port)]
     arguments += ["--only", only] if only else []
     arguments += ["--namespace", namespace] if namespace else []
     replace_process("infra.serve", arguments)

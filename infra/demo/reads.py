@@ -33,7 +33,6 @@ def read_half(up: World, show: Show) -> dict[str, Any]:
         clinic.send(up.layout, environment, study)
     show.say(f"a modality sends {len(studies)} new studies to the archive, by C-STORE")
     start_run(up.ui, "poll/poll", {"pacs": "primary"})
-    start_run(up.ui, "drain/drain", {})
     rows = _followed(up, show, len(studies))
     report = _fetched(environment, root / "report.dcm", studies[0])
     status, checked = rapha("report", "validate", str(report), environment=environment)

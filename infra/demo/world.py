@@ -207,7 +207,9 @@ class World:
         self.group.await_ready(*self.near, self.engine)
         only = None if len(self.halves) > 1 else self.halves[0]
         deployment = serve.deploying(engine, everything, self.layout.logs, only)
-        self.group.start(serve.flow_worker(self.layout.root, everything, self.ports.engine, self.ports.health))
+        shift = reading.shift({**serve.base_environment(os.environ), **engine, **serve.flow_settings(everything)})
+        worker = serve.flow_worker(self.layout.root, everything, self.ports.engine, self.ports.health)
+        self.group.start(worker, *(shift if self.reads else ()))
         serve.deployed(deployment)
 
     def _member(self, name: str, argv: list[str]) -> Member:

@@ -1,0 +1,98 @@
+"""May this node read? Settings, keys, profile, models, trail and ledger first, then what is beside it; one finding each."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from blocks.ledger import Ledger
+from blocks.models import load_models
+from blocks.profile import Profile, load_profile
+from blocks.reading_settings import reading_problems, reading_values
+from flows.finding import Finding, looked
+from flows.reading_health import reading_components
+from rapha.errors import RaphaError, Refusal
+from rapha.ledger import verify
+from rapha.signing import load_private
+from tasks.shared.probe import read_record
+
+# The parts that `rapha serve` starts: until it runs, that they are not there says nothing.
+PROCESSES = {
+    "study reader": "RAPHA_STUDY_SOCKET",
+    "model launcher": "RAPHA_MODEL_LAUNCHER_SOCKET",
+    "receiver": "RAPHA_RECEIVER_SOCKET",
+}
+
+
+def examine_reading(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Settings first; where they are not whole, nothing that needs them is tried."""
+    wrong = reading_problems(environment)
+    if wrong:
+        yield from (Finding("reading setting", code, said) for code, said in sorted(wrong.items()))
+        return
+    yield Finding("reading settings")
+    values = {**environment, **reading_values(environment)}
+    try:
+        profile = load_profile(Path(values["RAPHA_PROFILE_PATH"]), environment)
+    except RaphaError as error:
+        yield from (Finding("profile", code, error.message) for code in error.codes)
+        return
+    yield Finding("profile")
+    for name, look in _looks(values, profile).items():
+        yield looked(name, look)
+    yield from _parts(values, profile)
+
+
+def _looks(values: Mapping[str, str], profile: Profile) -> dict[str, Callable[[], object]]:
+    looks: dict[str, Callable[[], object]] = {
+        "models": lambda: load_models(Path(values["RAPHA_MODELS_PATH"])),
+        "launch script": lambda: _file(Path(values["RAPHA_TRAINER_COMMAND"])),
+        "reading ledger": lambda: _ledger(values),
+        "bubblewrap": _bubblewrap,
+    }
+    for name in profile.endpoints:
+        looks[f"capabilities {name}"] = lambda one=name: _probed(values, one)  # type: ignore[misc]
+    return looks
+
+
+def _parts(values: Mapping[str, str], profile: Profile) -> Iterator[Finding]:
+    """What can be asked. The processes are asked only where one of them was started."""
+    served = any(Path(values[name]).exists() for name in PROCESSES.values() if values.get(name))
+    for name, code in reading_components(values, profile).items():
+        if name not in PROCESSES or served:
+            said = "does not answer; does `rapha serve` run?" if name in PROCESSES else "did not answer as it must"
+            yield Finding(name, code, _SAID.get(code, f"{name} {said}") if code else "")
+    if not served:
+        yield Finding("processes", said="not started yet: rapha serve --only read")
+
+
+_SAID = {
+    "dimse-unreachable": "nothing answers at the archive's address: host, port, a firewall?",
+    "dimse-rejected": "the archive does not know our AE title, or we do not name it by its own",
+    "dimse-hung-up": "the archive hangs up on us: is our AE title allowed to ask it?",
+    "missing-receiver-socket": "an archive is retrieved from by C-MOVE: set RAPHA_RECEIVER_BIND and the receiver's key",
+}
+
+
+def _probed(values: Mapping[str, str], name: str) -> None:
+    record = read_record(Path(values["RAPHA_STATE_DIR"]) / "capabilities", name)
+    if not record.probed:
+        raise Refusal(["pacs-not-probed"], f"nobody has asked it what it can do: rapha pacs probe --pacs {name}")
+
+
+def _ledger(values: Mapping[str, str]) -> None:
+    key = load_private(Path(values["RAPHA_KEYS_DIR"]) / "ledger.key")
+    folder = Path(values["RAPHA_STATE_DIR"]) / "ledger"
+    Ledger(folder, key)
+    report = verify(folder, key.public_key())
+    if not report.ok:
+        raise Refusal([f"ledger-{report.kind}"], f"the ledger does not verify: {report.detail}")
+
+
+def _file(path: Path) -> None:
+    if not path.is_file():
+        raise Refusal(["trainer-command-missing"], f"{path} is not there")
+
+
+def _bubblewrap() -> None:
+    if shutil.which("bwrap") is None:
+        raise Refusal(["bubblewrap-missing"], "an administrator must run: apt-get install bubblewrap")
