@@ -14,7 +14,7 @@ import pytest
 from pydicom import dcmread
 
 from blocks.audit import Wanted, open_audit_trail
-from blocks.reading import FoundStudy, ReadingRegister
+from blocks.reading import FoundStudy, Notice, ReadingRegister
 from flows.person import person
 from infra.hospital.reading_cohort import identifiers, make_study
 from infra.serve import base_environment
@@ -157,6 +157,22 @@ def test_health_names_every_part_and_ends_with_4_when_one_is_down(clinic: Readin
     assert said["components"]["mail server"].startswith("mail-")
     assert said["components"]["study reader"] == "healthy"
     assert time.monotonic() - began < 25  # two that do not answer cost no more than one
+
+
+def test_a_notice_that_no_channel_took_is_bad_health(clinic: Reading, typed: Typed) -> None:
+    register, now = clinic.clinic().register, int(time.time())
+    row = register.found("primary", FoundStudy(study_uid="2.25.8890"), now).row
+    lease = register.claim("w", now, 60, row=row)
+    assert lease is not None
+    register.finish(lease, now, notices=[Notice(kind="result", recipient_group="radiology", template="result")])
+    (notice,) = register.notices(row)
+    assert typed("health")[1]["components"]["outbox"] == "healthy"  # it waits, as it should
+    while register.notice_failed(notice.id, "mail-recipient-later", now) != "dead":
+        pass
+    status, said = typed("health")
+    assert (status, said["components"]["outbox"]) == (4, "notices-dead")
+    register.acknowledge(notice.id, "Dr Test", now)
+    assert typed("health")[1]["components"]["outbox"] == "healthy"
 
 
 def unanswered(clinic: Reading, folder: Path) -> Path:

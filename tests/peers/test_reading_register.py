@@ -441,3 +441,35 @@ def test_the_register_is_opened_from_settings(tmp_path):
         with pytest.raises(ConfigurationError) as error:
             open_reading_register(environment)
         assert codes(error) == expected
+
+
+def test_a_tally_counts_what_waits_what_was_done_and_how_long_it_took(register):
+    empty = register.tally(100)
+    assert (empty.studies, empty.waiting, empty.oldest_waiting_seconds, empty.average_seconds) == ({}, 0, None, 0.0)
+    for number, level in enumerate(("low", "urgent", "medium", "medium")):
+        register.found("pacs", study(f"{UID}.{number}"), 100 + number, level)
+    done = register.claim("worker", 110, 60)
+    register.enter(done, "tell", 111)
+    register.finish(done, 131, notices=[Notice(kind="result", recipient_group="radiology", template="result")])
+    given_up, later = register.claim("worker", 140, 60), register.claim("worker", 140, 60)
+    register.fail(given_up, ["findings-kind"], 141)
+    register.fail(later, ["pacs-down"], 142, retry_at=500)
+    register.discard(register.dead_letters()[0].id, "read on film", 143)
+    found = register.tally(200)
+    assert found.studies == {"completed": 1, "canceled": 1, "scheduled": 2}
+    assert (found.priorities, found.stages) == ({"low": 1, "medium": 1}, {"retrieve": 2})
+    assert (found.waiting, found.to_be_tried_again, found.oldest_waiting_seconds) == (2, 1, 100)
+    assert (found.processed, found.average_seconds) == (1, 30.0)  # urgent: queued at 101, done at 131
+    assert (found.failed, found.dead_letters, found.notices) == (1, 0, {"waiting": 1})
+    assert register.content_at(done.row) == 101
+
+
+def test_what_a_person_had_written_is_ours_too(register):
+    """A report that was stored by hand is no change of its study; no lease is needed for it."""
+    row = register.found("pacs", study(), 100).row
+    register.own_series(row, f"{UID}.9000")
+    ours = FoundSeries(series_uid=f"{UID}.9000", modality="SR", instances=1)
+    assert register.found("pacs", study(more=(ours,)), 110).outcome == "known"
+    with pytest.raises(Refusal) as unknown:
+        register.own_series(row + 1, f"{UID}.9001")
+    assert codes(unknown) == ["study-unknown"]
