@@ -22,9 +22,9 @@ from rapha.console.app import AsJson, Result
 from rapha.errors import ConfigurationError
 
 Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name in the profile.")]
-SHOWN_EVERY = 0.5
+SHOWN_EVERY, WAIT_SECONDS = 0.5, 3600.0
 # How a run may end -> exit status; what is not here is our bug.
-STATUS = {"completed": 0, "canceled": 3, "dead": 3, "scheduled": 4, "lost": 4}
+STATUS = {"in-progress": 4, "completed": 0, "canceled": 3, "dead": 3, "scheduled": 4, "lost": 4}
 
 
 def register(app: cyclopts.App) -> None:
@@ -35,7 +35,8 @@ def register(app: cyclopts.App) -> None:
 def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
     """The reading flow for one study now, in this process: retrieved, analysed, its report stored and proven stored.
 
-    A study that is read already, and has not changed since, is not read again. What fails for a peer's sake stays owed.
+    A study that is read already, and has not changed since, is not read again; for one that another worker has just taken, the
+    command waits. What fails for a peer's sake stays owed.
 
     Example: `rapha read 1.2.840.10008.1.2.3 --priority urgent`
 
@@ -57,20 +58,31 @@ def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json:
 
     with _shown(clinic.register, row):
         end = str(asyncio.run(reading(row))["end"])
-    now = clinic.register.study(row)
+        now, elsewhere = _ended(clinic.register, row) if end == "not-owed" else (clinic.register.study(row), False)
+    end = now.state if elsewhere else end
     codes = list(now.codes) or _why_not(end, now)
     data = {
         "row": row,
         "pacs": pacs,
         "outcome": asked.outcome,
         "priority": now.priority,
-        "started": end != "not-owed",
+        "started": end != "not-owed" and not elsewhere,
         "end": end,
         "state": now.state,
         "stage": now.stage,
         "codes": codes,
     }
     return Result(data, [f"row {row}  {end}  {' '.join(codes)}".rstrip()], _status(end, now))
+
+
+def _ended(register: ReadingRegister, row: int) -> tuple[QueuedStudy, bool]:
+    """The row once no other worker has it, and whether one had: whoever was first brings the study to its end."""
+    now, elsewhere, until = register.study(row), False, time.monotonic() + WAIT_SECONDS
+    while now.state == "in-progress" and time.monotonic() < until:
+        elsewhere = True
+        time.sleep(SHOWN_EVERY)
+        now = register.study(row)
+    return now, elsewhere
 
 
 def _why_not(end: str, now: QueuedStudy) -> list[str]:
