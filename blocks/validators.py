@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ IOD, TEMPLATE = "dciodvfy", "DicomSRValidator"
 SECONDS = 120.0
 # The template validator's style sheet is larger than Java's limits for untrusted ones; it is Debian's own file.
 _JAVA = "-Djdk.xml.xpathTotalOpLimit=0 -Djdk.xml.xpathExprOpLimit=0 -Djdk.xml.xpathExprGrpLimit=0 -XX:TieredStopAtLevel=1"
+# Each keeps a processor busy for seconds: with many studies in flight the others wait here, outside their own time.
+_ROOM = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
 _ENDED = {IOD: re.compile(rb""), TEMPLATE: re.compile(rb"^IOD validation complete", re.M)}
 
 
@@ -35,7 +38,7 @@ def check(tool: str, report: bytes, *, seconds: float = SECONDS) -> Checked:
     path = shutil.which(tool)
     if path is None:
         raise PeerError("validator-missing", f"{tool} is not installed (Debian: dicom3tools, pixelmed-apps)", peer="validator")
-    with _in_memory(report) as (fd, place):
+    with _ROOM, _in_memory(report) as (fd, place):
         try:
             done = subprocess.run(
                 [path, place],

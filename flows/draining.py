@@ -35,10 +35,9 @@ class Shift(Generic[L]):
 
     async def work(self) -> dict[str, int]:
         """How many rows came to which end. What is in flight when the shift is over is brought to its end."""
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(self.at_most + 4, thread_name_prefix="stage") as pool:  # the default has six threads on two cores
-            loop.set_default_executor(pool)
-            return await self._work()
+        # The default has six threads on two cores. The loop ends its pool itself: who shares it may have work after the shift.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(self.at_most + 4, thread_name_prefix="stage"))
+        return await self._work()
 
     async def _work(self) -> dict[str, int]:
         flying: set[asyncio.Future[str]] = set()

@@ -107,6 +107,7 @@ class Running:
     reason: str = ""
     said: int = 0
     ended: float = 0.0
+    empty: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def let_go(self) -> None:
@@ -140,8 +141,11 @@ class Running:
                 os.kill(self.init, signal.SIGKILL)
 
     def left(self) -> list[int]:
-        """Processes alive in the namespace."""
-        return living_in(self.pidns)
+        """Processes alive in the namespace. Once there are none it stays so: without its first process it takes in no other
+        (pid_namespaces(7)), its number may be another's by then, and a sandbox that starts beside it be taken for one of it."""
+        found = [] if self.empty else living_in(self.pidns)
+        self.empty = self.empty or (not found and self.process.poll() is not None)
+        return found
 
     def exit(self) -> tuple[str, str]:
         """("completed" | "failed" | "timeout" | "killed", reason): a fixed set, whatever number the program chose (C16)."""

@@ -58,3 +58,14 @@ def test_a_shift_waits_for_work_as_long_as_it_may_be_idle() -> None:
     shift = Shift(claim, rows.run, at_most=2, idle=0.5, until=time.monotonic() + 60, pause=0.01)
     assert sum(asyncio.run(shift.work()).values()) == 1
     assert asked[-1] - asked[0] >= 0.4
+
+
+def test_what_shares_the_loop_has_its_threads_after_the_shift_as_well() -> None:
+    """A drain tells what is owed once more when its shift is over."""
+    rows = Rows(2)
+
+    async def both() -> int:
+        await Shift(rows.claim, rows.run, at_most=2, idle=0.0, until=time.monotonic() + 60, pause=0.001).work()
+        return await asyncio.to_thread(lambda: 7)
+
+    assert asyncio.run(both()) == 7
