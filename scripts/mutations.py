@@ -14,6 +14,11 @@ from pathlib import Path
 from tests.house.properties_table import HOME, Property, properties
 
 SECONDS = 500
+# A counterexample is enough; to make it small takes minutes.
+QUICK = """from hypothesis import Phase, settings
+settings.register_profile("quick", phases=[Phase.explicit, Phase.generate])
+settings.load_profile("quick")
+"""
 
 
 def main(numbers: list[str]) -> int:
@@ -26,12 +31,14 @@ def main(numbers: list[str]) -> int:
 
 
 def copied(folder: Path) -> Path:
-    """Every file that git knows, as it is now."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=HOME, capture_output=True, check=True).stdout.decode().split("\0")
+    """Every file that git knows or would take, as it is now."""
+    argv = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(argv, cwd=HOME, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, listed):
         if (HOME / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(HOME / name, folder / name)
+    (folder / "conftest.py").write_text(QUICK)
     return folder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
@@ -21,7 +21,7 @@ from policies.polling import DAY, Window, keys_of, split
 from rapha.errors import PeerError
 from tests.fixtures.certificates import Authority, authority
 
-QUIET = settings(max_examples=40, deadline=None)
+QUIET = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="\\^=~"), min_size=1, max_size=12)
 KEYS = st.fixed_dictionaries(
     {},

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blocks.audit import Act, AuditTrail, Patient, Study, Wanted, audited
@@ -19,7 +19,7 @@ from rapha.errors import PeerError, Refusal
 from rapha.trail import verify_trail
 from tests.fixtures.audit import DAY, SIGNER, START, new_trail
 
-QUIET = settings(max_examples=15, deadline=None)
+QUIET = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 YEAR = 31_557_600
 ONE = Act(person="p", source="A", destination="B", patient=Patient("1"), studies=(Study("1"),))
 NAMES = st.text(st.characters(codec="utf-8", categories=["Lu", "Ll", "Nd"]), min_size=8, max_size=20)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -201,6 +202,7 @@ def test_any_file_is_read_or_is_a_code_that_quotes_nothing(raw: bytes) -> None:
             assert not any(text in str(one) + repr(one) for text in ("CompressedSamples", "1CT1", "4MR1", "1.3.6.1.4.1.5962"))
 
 
+TABLES = ("extended", "basic", "none", "fragments")
 KINDS = st.sampled_from([("u1", 8), ("u2", 16), ("u2", 12), ("i2", 16), ("i2", 12)])
 
 
@@ -260,8 +262,8 @@ def test_native_pixels_are_the_same_in_every_byte_order(picture: tuple[np.ndarra
 
 
 @QUIET
-@given(pictures(least=32), st.sampled_from([RLELossless, JPEG2000Lossless, JPEGLSLossless]), st.booleans())
-def test_lossless_compression_gives_back_the_pixels(picture: tuple[np.ndarray[Any, Any], int], syntax: UID, table: bool) -> None:
+@given(pictures(least=32), st.sampled_from([RLELossless, JPEG2000Lossless, JPEGLSLossless]), st.sampled_from(TABLES))
+def test_lossless_compression_gives_back_the_pixels(picture: tuple[np.ndarray[Any, Any], int], syntax: UID, table: str) -> None:
     array, stored = picture
     assume(syntax != JPEGLSLossless or array.dtype.kind == "u")  # its samples have no sign (ISO/IEC 14495-1)
     raw = compressed(array, stored, syntax, table=table)
@@ -273,12 +275,18 @@ def test_lossless_compression_gives_back_the_pixels(picture: tuple[np.ndarray[An
         assert np.array_equal(read_frame(File(raw), header, Here(), None), array)
 
 
-def compressed(array: np.ndarray[Any, Any], stored: int, syntax: UID, *, table: bool = True, **how: Any) -> bytes:
+def compressed(array: np.ndarray[Any, Any], stored: int, syntax: UID, *, table: str = "basic", **how: Any) -> bytes:
+    """table: how a frame is found (PS3.5 A.4): an extended table, a basic one, none, a basic one over several fragments."""
     dataset = dcmread(io.BytesIO(filed(image(array, stored), array, ExplicitVRLittleEndian)))
     with_colours = {"j2k_mct": False} if syntax == JPEG2000Lossless else {}
-    dataset.compress(syntax, generate_instance_uid=False, encapsulate_ext=table, **with_colours, **how)
+    dataset.compress(syntax, generate_instance_uid=False, encapsulate_ext=table == "extended", **with_colours, **how)
     if syntax == JPEG2000Lossless and array.ndim == 4:
         dataset.PhotometricInterpretation = "RGB"
+    if table in ("none", "fragments"):
+        frames = list(generate_frames(dataset.PixelData, number_of_frames=len(array)))
+        pieces = 2 if table == "fragments" and syntax != RLELossless else 1  # of RLE a frame is one fragment (PS3.5 A.4.2)
+        dataset.PixelData = encapsulate(frames, fragments_per_frame=pieces, has_bot=table == "fragments")
+        dataset["PixelData"].is_undefined_length = True
     stream = io.BytesIO()
     dataset.save_as(stream, enforce_file_format=True)
     return stream.getvalue()

@@ -15,7 +15,9 @@ from blocks.profile import BOUNDS, load_profile
 from rapha.errors import ConfigurationError, PeerError, RaphaError, Refusal
 from tasks.stage import coded
 
-QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 PRODUCTION = {"RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION": "true"}
 LOCAL = {"host": "127.0.0.1", "port": 11112, "ae_title": "HOSPITAL", "calling_ae_title": "RAPHA"}
 SECURE = {"tls_enabled": True, "cert_file": "/c.pem", "key_file": "/k.pem", "ca_bundle": "/ca.pem"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.receiver.engine import Came, Command
@@ -27,7 +27,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_what_arrives_is_told_to_who_waits_for_it_until_it_is_claimed_and_survives_a_kill(steps: list[tuple[Any, ...]]) -> None:
     """A model says who is owed what: an instance of a UID and content once, a second content of a UID as a conflict."""

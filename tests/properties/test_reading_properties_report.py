@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -22,7 +22,7 @@ from tasks.reading.report import Analysed, ReportFacts, build
 from tasks.reading.validate import sr_facts
 from tests.fixtures.studies import RADIOLOGY, SLIDE_PACKAGE
 
-QUIET = settings(max_examples=15, deadline=None)
+QUIET = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PACKAGES = {"ct": load_package(RADIOLOGY), "dx": load_package(RADIOLOGY), "sm": load_package(SLIDE_PACKAGE)}
 DIGESTS = tuple(f"sha256:{n:064x}" for n in range(100, 103))
 COPIED = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "StudyDate", "AccessionNumber")
