@@ -39,6 +39,10 @@ class WitnessedArchive(Archive):
         with self.query("IMAGE", {"StudyInstanceUID": study, "SeriesInstanceUID": series or "", "SOPInstanceUID": ""}, study):
             return self.plain.find_instances(study, series)
 
+    def list_instances(self, filters: Mapping[str, str], fields: tuple[str, ...]) -> list[Answer]:
+        with self.query("IMAGE", filters):
+            return self.plain.list_instances(filters, fields)
+
     def list_study(self, study: str) -> tuple[Listed, ...]:
         with self.query("IMAGE", {"StudyInstanceUID": study, "SeriesInstanceUID": "", "SOPInstanceUID": ""}, study):
             return self.plain.list_study(study)
@@ -47,6 +51,11 @@ class WitnessedArchive(Archive):
         classes = sop_classes([one.sop_class for one in wanted])
         with audited(self.trail, "transfer", inward(self.endpoint, self.person, Study(study, sop_classes=classes))):
             self.plain.get(study, wanted, sink)
+
+    def get_series(self, study: str, wanted: Sequence[Listed], sink: Sink) -> None:
+        classes = sop_classes([one.sop_class for one in wanted])
+        with audited(self.trail, "transfer", inward(self.endpoint, self.person, Study(study, sop_classes=classes))):
+            self.plain.get_series(study, wanted, sink)
 
     def read_back(self, study: str, one: Listed) -> str | None:
         what = Study(study, sop_classes=sop_classes([one.sop_class]))
