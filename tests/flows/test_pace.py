@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -48,22 +49,25 @@ def profile(**values: Any) -> Profile:
 
 
 def test_a_worker_begins_no_more_than_a_batch_at_one_look(alone: Any) -> None:
-    rows, looks = list(range(9)), [0]
+    """Between two looks there is a pause while the studies in flight go on; within one, there is none."""
+    rows, claims = list(range(7)), list[float]()
 
     def claim() -> int | None:
-        looks[-1] += 1
+        claims.append(time.monotonic())
         return rows.pop() if rows else None
 
     async def run(row: int) -> str:
-        looks.append(0)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(1.0)
         return "completed"
 
     def shift() -> dict[str, int]:
         adopt(profile(workflow__batch_size=2))
-        return asyncio.run(Shift(claim, run, at_most=8, idle=0.0, until=time.monotonic() + 30, pause=0.001).work())
+        return asyncio.run(Shift(claim, run, at_most=8, idle=0.0, until=time.monotonic() + 30, pause=0.1).work())
 
-    assert alone(shift) == {"completed": 9}
+    assert alone(shift) == {"completed": 7}
+    looks = [1]
+    for before, now in pairwise(claims):
+        looks = [*looks, 1] if now - before > 0.08 else [*looks[:-1], looks[-1] + 1]
     assert max(looks) <= 2
 
 

@@ -455,8 +455,9 @@ def test_a_tally_counts_what_waits_what_was_done_and_how_long_it_took(register):
     register.fail(given_up, ["findings-kind"], 141)
     register.fail(later, ["pacs-down"], 142, retry_at=500)
     register.discard(register.dead_letters()[0].id, "read on film", 143)
+    register.cancel(register.found("pacs", study(f"{UID}.9"), 144).row, 145)  # by a person: it has not failed
     found = register.tally(200)
-    assert found.studies == {"completed": 1, "canceled": 1, "scheduled": 2}
+    assert found.studies == {"completed": 1, "canceled": 2, "scheduled": 2}
     assert (found.priorities, found.stages) == ({"low": 1, "medium": 1}, {"retrieve": 2})
     assert (found.waiting, found.to_be_tried_again, found.oldest_waiting_seconds) == (2, 1, 100)
     assert (found.processed, found.average_seconds) == (1, 30.0)  # urgent: queued at 101, done at 131
