@@ -211,16 +211,9 @@ def test_a_stall_after_the_last_dot_may_have_been_taken_and_is_told_apart(ca):
 
 
 def test_a_server_that_hangs_up_after_it_took_the_mail_took_the_mail(ca):
-    answers = Answers()
+    answers = Answers(hangs_up=True)
     with answering(ca, answers) as port:
-        mail = server(ca, port)
-
-        class Rude:
-            async def handle_QUIT(self, *_):
-                return "421 rude"
-
-        answers.handle_QUIT = Rude().handle_QUIT
-        mail.send(TO, "s", "b", ID)
+        server(ca, port).send(TO, "s", "b", ID)
     assert len(answers.heard) == 1
 
 
@@ -260,9 +253,17 @@ def test_a_subject_that_is_more_than_one_line_is_refused(bad):
     assert wrong.value.codes == ("mail-header",)
 
 
+@pytest.mark.parametrize("bad", [f"{ID}\r\nBcc: x@evil.example", f"{ID}\n", f" {ID}", "<a b@c>", "a@b", ""])
+def test_a_message_id_is_one_and_nothing_else(bad):
+    with pytest.raises(Refusal) as wrong:
+        MailServer(host="localhost", from_address=SENDER)._message(TO, "s", "b", bad, False)
+    assert wrong.value.codes == ("mail-header",)
+
+
 def test_a_long_address_and_message_id_stay_whole(ca, tmp_path):
     to, name = f"{'a' * 60}@{'b' * 60}.{'c' * 60}.example", f"<rapha.{'0' * 40}@{'d' * 60}.{'e' * 60}.example>"
     with post(ca, tmp_path / "box") as there:
         server(ca, there.port).send(to, "s" * 150, "b", name)
         raw = next(there.box.glob("*.eml")).read_bytes()
+    assert f"\r\nSubject: {'s' * 150}\r\n".encode() in raw
     assert f"\r\nTo: {to}\r\n".encode() in raw and f"\r\nMessage-ID: {name}\r\n".encode() in raw

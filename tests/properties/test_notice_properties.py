@@ -129,9 +129,12 @@ class Telling(RuleBasedStateMachine):
         """Once every server answers, each notice that nobody has reaches somebody, and a critical one the next, too."""
         if self.kinds:
             self.server.answers.clear()
-            for _ in range(3):
+            for _ in range(4):
                 self.now += 2 * 3600
                 tell(self.register, self.by, self.now)
+            self.each_in_turn_and_for_as_long_as_it_takes()
+            self.what_is_marked_as_sent_was_sent()
+            self.the_acknowledged_is_never_told_again()
             for notice in self.register.notices():
                 assert notice.state == "acknowledged" or self.told_of(notice.id)
                 if notice.kind == "critical" and notice.state != "acknowledged" and len(self.persons) > 1:

@@ -245,3 +245,13 @@ def test_what_no_channel_took_for_days_is_dead_and_seen_and_sent_on_request(ca, 
         assert register.send_again(1, NOW) and not register.send_again(1, NOW)
         assert tell(register, by(ca, port), NOW).sent == 1
     assert register.open_notices() == []
+
+
+def test_acknowledged_between_the_look_and_the_escalation_it_is_not_passed_on(register):
+    owe(register, "critical")
+    (due,) = register.due_notices(NOW)
+    register.notice_sent(due.id, NOW, escalate_at=NOW + 900, level=0)
+    (late,) = register.escalations(NOW + 900)
+    register.acknowledge(late.id, "dr", NOW + 900)
+    assert not register.escalate(late.id, late.level, NOW + 900)
+    assert states(register) == [("acknowledged", 0, "")] and register.due_notices(NOW + 10**6) == []
