@@ -22,6 +22,7 @@ from blocks.reading import StudyLease
 from flows.clinic import Clinic
 from flows.course import Course
 from flows.draining import Shift
+from flows.pace import adopt
 from flows.stages import async_stage, stage
 from policies.alerts import alert_type
 from rapha.errors import PeerError, RaphaError, Refusal
@@ -94,7 +95,7 @@ ask = stage(polling.poll, "poll")
 @flow(name="poll", flow_run_name="poll {pacs}", retries=0, persist_result=False, result_serializer="json", log_prints=False)
 def poll(pacs: str = "primary") -> dict[str, int]:
     """Asks one endpoint of the profile for what is new or changed, and writes it into the register. Counts."""
-    clinic, now = Clinic.open(), int(time.time())
+    clinic, now = _opened(), int(time.time())
     clinic.register.reap(now)
     found = ask(clinic.register, clinic.archive(pacs), clinic.polling(pacs), now)
     return {"new": found.new, "changed": found.changed, "known": found.known, "own": found.own, "questions": found.questions}
@@ -103,7 +104,7 @@ def poll(pacs: str = "primary") -> dict[str, int]:
 @flow(name="drain", retries=0, persist_result=False, result_serializer="json", log_prints=False)
 async def drain(seconds: float = SHIFT_SECONDS, idle: float = IDLE_SECONDS) -> dict[str, int]:
     """One worker's shift: claims what is owed, the urgent first, and brings it to its end. How many rows came to which end."""
-    clinic = Clinic.open()
+    clinic = _opened()
     await asyncio.to_thread(clinic.register.reap, int(time.time()))
     shift = Shift(lambda: _claimed(clinic), lambda lease: _studied(clinic, lease), clinic.most, idle, time.monotonic() + seconds)
     over = asyncio.Event()
@@ -123,13 +124,19 @@ def named() -> str:
 @flow(name="read", flow_run_name=named, retries=0, persist_result=False, result_serializer="json", log_prints=False)
 async def read(row: int) -> dict[str, Any]:
     """One study now, whatever waits before it: its end, and the codes of a failure."""
-    clinic = Clinic.open()
+    clinic = _opened()
     lease = await asyncio.to_thread(clinic.register.claim, clinic.worker, int(time.time()), LEASE_SECONDS, row=row)
     if lease is None:
         return {"row": row, "end": "not-owed"}
     end = await _studied(clinic, lease)
     await _told(clinic)
     return {"row": row, "end": end}
+
+
+def _opened() -> Clinic:
+    clinic = Clinic.open()
+    adopt(clinic.profile)
+    return clinic
 
 
 async def _telling(clinic: Clinic, over: asyncio.Event) -> None:

@@ -1,20 +1,29 @@
 """The processes of the reading service: receiver, study reader and the launcher of models, as members of a node's group."""
 
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from blocks.endpoint import Endpoint
 from blocks.profile import Profile, load_profile
-from blocks.reading_settings import BIND, RECEIVER_KEY, reading_problems, reading_values
-from infra.supervisor import Member
+from blocks.reading_settings import BIND, RECEIVER_KEY, RECEIVER_PLACES, reading_problems, reading_values
+from infra.supervisor import Member, Opener
 from rapha.errors import ConfigurationError
 
 MODE = "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION"
+FLOOR = 1 << 30
 
 
-def members(environment: Mapping[str, str], base: Mapping[str, str], *, disk_floor: int = 1 << 30) -> list[Member]:
-    """What serves the flows `poll` and `drain`. base: what every process of ours gets; disk_floor: bytes that stay free.
+def members(
+    environment: Mapping[str, str],
+    base: Mapping[str, str],
+    *,
+    disk_floor: int = FLOOR,
+    popen: Opener = subprocess.Popen,
+) -> list[Member]:
+    """What serves the flows `poll` and `drain`. base: what every process of ours gets; disk_floor: bytes that stay free; popen:
+    how the receiver is started.
 
     Raises `ConfigurationError` for settings, keys and a profile that are missing or wrong.
     """
@@ -29,8 +38,19 @@ def members(environment: Mapping[str, str], base: Mapping[str, str], *, disk_flo
     launching = _python("infra.launcher", "--socket", values["RAPHA_MODEL_LAUNCHER_SOCKET"], "--python", sys.executable)
     made = [_study(values, profile, environment, base), Member("models", launching, base)]
     if values.get(BIND):
-        made.insert(0, _receiver(values, profile, environment, base, disk_floor))
+        made.insert(0, _receiver(values, profile, environment, base, disk_floor, popen, seals=True))
     return made
+
+
+def receiver_alone(environment: Mapping[str, str], base: Mapping[str, str], popen: Opener) -> Member:
+    """The receiver of a node that trains by C-MOVE and does not read: it takes what a job's ticket waits for and nothing else."""
+    places = {name: str(Path(environment["RAPHA_STATE_DIR"]) / place) for name, place in RECEIVER_PLACES.items()}
+    values = {**places, **{name: value for name, value in environment.items() if value.strip()}}
+    if not values.get(RECEIVER_KEY):
+        raise ConfigurationError(["missing-receiver-key-base64"], f"{RECEIVER_KEY} must be 32 random bytes")
+    profile = load_profile(Path(values["RAPHA_PROFILE_PATH"]), environment)
+    base = {**base, MODE: values.get(MODE, "false"), "TCP_NODELAY": "1"}
+    return _receiver(values, profile, environment, base, FLOOR, popen, seals=False)
 
 
 def shift(environment: Mapping[str, str]) -> list[Member]:
@@ -39,19 +59,27 @@ def shift(environment: Mapping[str, str]) -> list[Member]:
 
 
 def _receiver(
-    values: Mapping[str, str], profile: Profile, environment: Mapping[str, str], base: Mapping[str, str], disk_floor: int
+    values: Mapping[str, str],
+    profile: Profile,
+    environment: Mapping[str, str],
+    base: Mapping[str, str],
+    disk_floor: int,
+    popen: Opener,
+    *,
+    seals: bool,
 ) -> Member:
     host, _, port = values[BIND].rpartition(":")
     endpoints = [one for one in profile.endpoints.values() if one.port]
     argv = _python("infra.receiver", "--ae", receiving_title(endpoints), "--host", host, "--port", port)
     argv += ["--store", values["RAPHA_RECEIVER_STORE"], "--socket", values["RAPHA_RECEIVER_SOCKET"]]
-    argv += ["--seal-to", str(Path(values["RAPHA_KEYS_DIR"]) / "study.pub"), "--disk-floor", str(disk_floor)]
+    argv += ["--disk-floor", str(disk_floor)]
+    argv += ["--seal-to", str(Path(values["RAPHA_KEYS_DIR"]) / "study.pub")] if seals else []
     for title in sorted({one.ae_title for one in endpoints}):
         argv += ["--peer", title]
     if tls := next((one.tls for one in endpoints if one.tls), None):
         argv += ["--tls-cert", str(tls.cert_file), "--tls-key", str(tls.key_file), "--tls-ca", str(tls.ca_bundle)]
         argv += ["--tls-version", tls.version]
-    return Member("receiver", argv, {**base, RECEIVER_KEY: environment[RECEIVER_KEY]})
+    return Member("receiver", argv, {**base, RECEIVER_KEY: environment[RECEIVER_KEY]}, popen=popen)
 
 
 def receiving_title(endpoints: list[Endpoint]) -> str:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from blocks.reading_settings import RECEIVER_ALONE, reading_values, reads
+from blocks.reading_settings import BIND, RECEIVER_ALONE, reading_values, reads
 from blocks.settings import READER_ALONE, Settings, load
 from infra import reading
 from infra.engine import engine_environment, prepare, server, worker
+from infra.reader.command import retrieving
 from infra.supervisor import Member, Opener, Supervisor
 from rapha.errors import ConfigurationError, PeerError, RaphaError
 
@@ -41,9 +42,9 @@ def guardians(settings: Settings, environment: Mapping[str, str], inside: Opener
     """Launcher, reader and keeper: started inside the node's namespace by `inside`."""
     base, state = base_environment(environment), settings.path("RAPHA_STATE_DIR")
     keeper, reader, launcher = (settings.text(f"RAPHA_{name}_SOCKET") for name in ("KEEPER", "READER", "LAUNCHER"))
-    reading = python("infra.reader", "--socket", reader, "--archive", settings.text("RAPHA_DICOMWEB_BASE_URL"))
+    options, needed = retrieving(settings, environment)
+    reading = python("infra.reader", "--socket", reader, *options)
     reading += ["--records", settings.text("RAPHA_DATASET_RECORDS_PATH"), "--staging", str(state / "staging")]
-    reading += ["--ca", bundle] if (bundle := settings.optional("RAPHA_CA_BUNDLE")) else []
     launching = python("infra.launcher", "--socket", launcher, "--python", sys.executable, "--keeper", keeper)
     keeping = python("infra.keeper", "--socket", keeper, "--state", str(state / "keeper.json"), "--ledger", str(state / "ledger"))
     keeping += ["--wan", settings.text("RAPHA_WAN_INTERFACE"), "--lan", settings.text("RAPHA_LAN_INTERFACES")]
@@ -52,7 +53,7 @@ def guardians(settings: Settings, environment: Mapping[str, str], inside: Opener
         keeping += ["--lan-route", route]
     return [
         Member("launcher", launching, base, popen=inside),
-        Member("reader", reading, {**base, READER_ALONE: environment[READER_ALONE]}, popen=inside),
+        Member("reader", reading, {**base, **needed, READER_ALONE: environment[READER_ALONE]}, popen=inside),
         Member("keeper", keeping, base, popen=inside),
     ]
 
@@ -169,12 +170,16 @@ def _served(group: Supervisor, state: Path, settings: Settings | None, options: 
     engine = engine_environment(state / "engine", options.engine_port)
     base = base_environment(os.environ)
     wanted = options.only == "read" or (options.only is None and reads(os.environ))
-    beside = reading.members(os.environ, base) if wanted else []  # looked at before anything starts
+    inside = inside_by(options.namespace)
+    # Where training receives by C-MOVE the receiver sees clear fragments of a job's data: it has no outside line either.
+    moves = settings is not None and bool(settings.optional("RAPHA_TRAINING_ENDPOINT") and settings.optional(BIND))
+    beside = reading.members(os.environ, base, popen=inside if moves else subprocess.Popen) if wanted else []
+    beside += [reading.receiver_alone(os.environ, base, inside)] if moves and not wanted else []
     try:
         group.start(engine_server(state, os.environ, options.engine_port))
         if settings:
             group.start(attester(settings, os.environ, "device"))
-            group.start(*guardians(settings, os.environ, inside_by(options.namespace)))
+            group.start(*guardians(settings, os.environ, inside))
         group.start(*beside)
         deployment = deploying(engine, os.environ, group.logs, options.only)
         working = flow_worker(state, os.environ, options.engine_port, options.health_port)

@@ -23,7 +23,7 @@ from infra.supervisor import Member
 MODELS = Path(__file__).resolve().parents[1] / "models"
 TITLE, ARCHIVE = "RAPHA", "HOSPITAL"
 PERSONS = ("on-call@st-elsewhere.example", "head-of-radiology@st-elsewhere.example")
-STUDIES = (("ct", 21, 1), ("dx", 22, 0))  # kind, seed, lesions
+STUDIES = (("ct", 23, 1), ("dx", 22, 0))  # kind, seed, lesions
 PROFILE = """\
 # The demo's one archive: asked over DIMSE and DICOMweb, and it sends to the node's receiver (C-MOVE).
 pacs_endpoints:
