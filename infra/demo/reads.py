@@ -41,6 +41,7 @@ def read_half(up: World, show: Show) -> dict[str, Any]:
     mails = _mails(root / "mail", len(studies))
     for one in mails:
         show.say(f"  mail to [bold]{one['To']}[/bold]: {one['Subject']}")
+    _acknowledged(environment, show)
     return {"studies": rows, "report": str(report), "mails": [str(one["Subject"]) for one in mails], "audit": _audit(up, show)}
 
 
@@ -133,6 +134,16 @@ def _mails(box: Path, wanted: int) -> list[Message]:
             return [email.message_from_bytes(path.read_bytes()) for path in found]
         time.sleep(0.2)
     raise PeerError("demo-mail-missing", "the mail server was not given what somebody must be told")
+
+
+def _acknowledged(environment: dict[str, str], show: Show) -> None:
+    """What nobody acknowledged in time would go to the next person."""
+    status, owed = rapha("notify", "list", environment=environment)
+    _must(status == 0 and [one["kind"] for one in owed["notices"]] == ["critical"], "demo-notices-odd")
+    number = str(owed["notices"][0]["id"])
+    status, _ = rapha("notify", "ack", number, environment=environment)
+    _must(status == 0, "demo-notice-not-acknowledged")
+    show.say(f"the critical finding is acknowledged: rapha notify ack {number}")
 
 
 def _audit(up: World, show: Show) -> dict[str, Any]:
