@@ -108,7 +108,11 @@ def test_another_key_is_refused(register, url):
     assert codes(error) == ["register-key-wrong"]
 
 
-@pytest.mark.parametrize("key", [b"", b"short", bytes(32), bytes(range(32)), b"0123456789abcdef" * 2, secrets.token_bytes(33)])
+@pytest.mark.parametrize(
+    "key",
+    [b"", b"short", bytes(32), bytes(range(32)), b"0123456789abcdef" * 2, bytes((37 * n) % 251 for n in range(33))],
+    ids=["empty", "short", "zeros", "counted", "repeated", "long"],
+)
 def test_weak_keys_are_refused(tmp_path, key):
     with pytest.raises(ConfigurationError) as error:
         ReadingRegister.at(tmp_path / "r.sqlite", key)
