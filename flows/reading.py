@@ -23,6 +23,7 @@ from flows.clinic import Clinic
 from flows.course import Course
 from flows.draining import Shift
 from flows.pace import adopt
+from flows.reading_view import Bar, Board
 from flows.stages import async_stage, stage
 from policies.alerts import alert_type
 from rapha.errors import PeerError, RaphaError, Refusal
@@ -52,7 +53,7 @@ def _retrieve(row: int) -> None:
 
 
 def _analyse(row: int) -> None:
-    _courses[row].analyse(lambda model, handed, total: log.info("row %d: %s %d of %d", row, model, handed, total))
+    _courses[row].analyse(Bar(row).show)
 
 
 def _report(row: int) -> None:
@@ -108,7 +109,7 @@ async def drain(seconds: float = SHIFT_SECONDS, idle: float = IDLE_SECONDS) -> d
     await asyncio.to_thread(clinic.register.reap, int(time.time()))
     shift = Shift(lambda: _claimed(clinic), lambda lease: _studied(clinic, lease), clinic.most, idle, time.monotonic() + seconds)
     over = asyncio.Event()
-    teller = asyncio.ensure_future(_telling(clinic, over))
+    teller = asyncio.ensure_future(_telling(clinic, shift, over))
     try:
         return await shift.work()
     finally:
@@ -139,13 +140,24 @@ def _opened() -> Clinic:
     return clinic
 
 
-async def _telling(clinic: Clinic, over: asyncio.Event) -> None:
-    """Sends what is owed while the shift lasts, and once more when it is over."""
+async def _telling(clinic: Clinic, shift: Shift[StudyLease], over: asyncio.Event) -> None:
+    """Sends what is owed while the shift lasts, shows what waits, and both once more when it is over."""
+    board = Board(clinic.worker.partition(":")[0])
     while not over.is_set():
         await _told(clinic)
+        await _shown(clinic, shift, board)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), TELL_SECONDS)
     await _told(clinic)
+    await _shown(clinic, shift, board)
+
+
+async def _shown(clinic: Clinic, shift: Shift[StudyLease], board: Board) -> None:
+    try:
+        queue = await asyncio.to_thread(clinic.register.queue)
+    except RaphaError:
+        return  # the register's failure is the stages' to tell
+    await asyncio.to_thread(board.show, queue, dict(shift.ends))
 
 
 async def _told(clinic: Clinic) -> None:

@@ -120,12 +120,31 @@ def _json(url: str, body: dict[str, Any] | None = None) -> Any:
         return json.loads(answer.read())
 
 
+def _runs(ui: str, flow: str, state: str) -> list[dict[str, Any]]:
+    """The flow's runs in this state, the newest first."""
+    wanted = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 20}
+    return [run for run in _json(f"{ui}/api/flow_runs/filter", wanted) if run["state_type"] == state]
+
+
+def _artifacts(ui: str, run: str) -> dict[str, str]:
+    found = _json(f"{ui}/api/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    return {str(one["key"]).partition("-")[0]: one["id"] for one in found if one["key"]}
+
+
+def reading(ui: str) -> Iterator[Shot]:
+    """(picture, address, words that must be seen, size, tab) of the shift that is at work."""
+    for run in _runs(ui, "drain", "RUNNING")[:1]:
+        artifacts = _artifacts(ui, run["id"])
+        yield "shift.png", f"{ui}/runs/flow-run/{run['id']}", ("prove row 1", "Task Runs"), (1440, 1000), "Task Runs"
+        yield "studies.png", f"{ui}/artifacts/artifact/{artifacts['studies']}", ("completed", "2 in this shift"), (1440, 500), ""
+
+
 def shots(ui: str) -> Iterator[Shot]:
-    """(picture, address, words that must be seen, size, tab) of the newest training run that is completed."""
-    wanted = {"flows": {"name": {"any_": ["train"]}}, "sort": "END_TIME_DESC", "limit": 20}
-    run = next(run for run in _json(f"{ui}/api/flow_runs/filter", wanted) if run["state_type"] == "COMPLETED")
-    found = _json(f"{ui}/api/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
-    artifacts = {str(one["key"]).partition("-")[0]: one["id"] for one in found if one["key"]}
+    """The same of the newest training run that is completed."""
+    run = next(iter(_runs(ui, "train", "COMPLETED")), None)
+    if run is None:
+        return
+    artifacts = _artifacts(ui, run["id"])
     page, artifact = f"{ui}/runs/flow-run/{run['id']}", f"{ui}/artifacts/artifact/"
     yield "run.png", page, ("verdicts-", "training-", "receipt-"), (1440, 1130), "Artifacts"
     yield "verdicts.png", artifact + artifacts["verdicts"], ("intake", "reconnect"), (1440, 900), ""
@@ -137,7 +156,8 @@ def main(folder: Path, pictures: Path) -> int:
     ports = json.loads((folder / "ports.json").read_bytes())
     pictures.mkdir(parents=True, exist_ok=True)
     with browser() as page:
-        for name, url, words, size, tab in shots(f"http://127.0.0.1:{ports['engine']}"):
+        ui = f"http://127.0.0.1:{ports['engine']}"
+        for name, url, words, size, tab in itertools.chain(shots(ui), reading(ui)):
             page.show(url, words, size, tab)
             written = page.save(pictures / name)
             print(f"{pictures / name}: {written} bytes")
