@@ -89,6 +89,12 @@ class InstanceSets(Shelf):
             )
             return known
 
+    def identity(self, row: int) -> dict[str, str]:
+        """Which study a row is, in clear: study_uid and what a poll kept of it. For a person on the hospital's side."""
+        with self._session() as session:
+            uid = self._study_uid(study_of(session, row))
+        return {"study_uid": uid, **self.details(row)}
+
     @staticmethod
     def _details(study: FoundStudy) -> str:
         return json.dumps({**study.details, "study_date": study.study_date, "modalities": " ".join(study.modalities)})

@@ -1,11 +1,14 @@
-"""`rapha queue list` and `rapha queue priority`: which studies wait, and in which order. Rows and codes, no identifier."""
+"""`rapha queue`: which studies wait, in which order. Rows and codes; `show` alone names a study."""
 
 import os
 from dataclasses import asdict
+from urllib.parse import quote
 
 import cyclopts
 
+from blocks.audit import Act, Patient, Study, audited, open_audit_trail
 from blocks.reading import open_reading_register
+from flows.person import person
 from rapha.console.app import AsJson, Result
 
 
@@ -14,6 +17,7 @@ def register(app: cyclopts.App) -> None:
     queue = cyclopts.App(name="queue", help="What waits; move a study up or down.")
     queue.command(list_queue, name="list")
     queue.command(priority, name="priority")
+    queue.command(show)
     app.command(queue)
 
 
@@ -34,5 +38,21 @@ def priority(row: int, level: str, *, as_json: AsJson = False) -> Result:
 
     Example: `rapha queue priority 17 urgent`
     """
-    moved = open_reading_register(os.environ).set_priority(row, level)
+    register, subject = open_reading_register(os.environ), f"urn:rapha:reading:{row}#{quote(level)}"
+    with audited(open_audit_trail(os.environ), "operator", Act(person=person(), subject=subject)):
+        moved = register.set_priority(row, level)
     return Result({"row": moved.row, "priority": moved.priority}, [f"row {moved.row} is {moved.priority}"])
+
+
+def show(row: int, *, as_json: AsJson = False) -> Result:
+    """Which study a row is: UID, patient, accession number. For the hospital's side alone; the audit trail says who asked, first.
+
+    Example: `rapha queue show 17`
+    """
+    register = open_reading_register(os.environ)
+    known, state = register.identity(row), register.study(row)
+    patient = Patient(known["patient"]) if known.get("patient") else None
+    act = Act(person=person(), patient=patient, studies=(Study(known["study_uid"]),), subject=f"urn:rapha:reading:{row}")
+    with audited(open_audit_trail(os.environ), "operator", act):
+        data = {"row": row, "pacs": state.pacs, "state": state.state, "stage": state.stage, **known}
+    return Result(data, [f"{name:<14} {value}" for name, value in data.items()])
