@@ -182,6 +182,17 @@ def sweep_unfinished(folder: Path) -> int:
     return len(left)
 
 
+def sweep_finished(folder: Path, but: frozenset[str] = frozenset()) -> int:
+    """Removes the sealed files in `folder` itself, which belonged to connections that ended with the process; how many.
+
+    What was moved aside, into a folder below, stays. but: names that stay. Only at the start of the process that writes there.
+    """
+    left = [path for path in folder.glob(f"*{SUFFIX}") if path.name not in but]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(left)
+
+
 def _nonce(counter: int, last: bool) -> bytes:
     return b"\0" * 4 + counter.to_bytes(7, "big") + bytes([last])
 

@@ -1,14 +1,14 @@
 """The instances of a study's present opening: which were expected, received, analysed or not applicable, and referenced."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from blocks.reading_rows import ExpectedInstance, InstanceRow, InstanceState, OwnSeriesRow, StudyLease, StudyRow
-from blocks.reading_shelf import Shelf, held, study_of
+from blocks.reading_shelf import Shelf, held, owed_studies, study_of
 from policies.polling import FoundStudy
 from rapha.errors import Refusal
 
@@ -72,6 +72,30 @@ class InstanceSets(Shelf):
         with self._session() as session:
             row = study_of(session, study) if isinstance(study, int) else held(session, study)
             session.merge(OwnSeriesRow(name=self._columns.name("series", series_uid), study=row.id))
+
+    def own_among(self, series_uids: Iterable[str]) -> frozenset[str]:
+        """Those of these series that this node itself wrote, or is about to."""
+        with self._session() as session:
+            return frozenset(uid for uid in series_uids if session.get(OwnSeriesRow, self._columns.name("series", uid)))
+
+    def owed_among(self, uids: Iterable[str]) -> frozenset[str]:
+        """Those of these SOP Instance UIDs that a study which is owed expects, or has received."""
+        names = {self._columns.name("instance", uid): uid for uid in uids}
+        found: set[str] = set()
+        with self._session() as session:
+            for study, opening in session.execute(owed_studies()).all():
+                mine = (InstanceRow.study == study, InstanceRow.opening == opening, InstanceRow.name.in_(names))
+                found |= set(session.scalars(select(InstanceRow.name).where(*mine)))
+        return frozenset(names[name] for name in found)
+
+    def owed(self, row: int, order: int) -> bool:
+        """Whether this opening of a study is still to be brought to its end: it waits, is worked on, or may be replayed.
+
+        A row that the register does not know might be: nothing of it is given up.
+        """
+        with self._session() as session:
+            known = session.get(StudyRow, row) is not None
+            return not known or (row, order) in session.execute(owed_studies().where(StudyRow.id == row)).all()
 
     def instances(self, row: int) -> list[InstanceState]:
         """Every instance of the present opening, by name."""

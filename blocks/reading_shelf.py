@@ -10,12 +10,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import Select, or_, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from blocks.database import database, open_engine
-from blocks.reading_rows import FactRow, StudyLease, StudyRow
+from blocks.reading_rows import FactRow, LetterRow, StudyLease, StudyRow
 from blocks.sealed_columns import SealedColumns
 from rapha.errors import ConfigurationError, Refusal
 
@@ -75,6 +75,13 @@ class Shelf:
             content_at=row.content_at,
             order=row.opening,
         )
+
+
+def owed_studies() -> Select[tuple[int, int]]:
+    """(row, opening) of each study that waits, is worked on, or was given up with a letter that nobody has resolved."""
+    letters = select(LetterRow.study).where(LetterRow.resolved_at.is_(None))
+    begun = StudyRow.state.in_(("scheduled", "in-progress"))
+    return select(StudyRow.id, StudyRow.opening).where(or_(begun, StudyRow.id.in_(letters)))
 
 
 def study_of(session: Session, row: int) -> StudyRow:

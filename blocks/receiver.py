@@ -1,4 +1,5 @@
-"""The receiver of C-MOVE, as a flow asks it. Verbs: message_id · expect · arrived · claim · close · unclaimed · commitment."""
+"""The receiver of C-MOVE, as a flow asks it. Verbs: message_id · expect · arrived · claim · close · unclaimed · drop ·
+commitment."""
 
 import base64
 import time
@@ -47,7 +48,7 @@ class Receiver(Channel):
         return str(self.call("expect", originator=originator, message_id=message_id, wanted=list(wanted), **own)["ticket"])
 
     def arrived(self, ticket: str) -> list[Arrived]:
-        """What has come for the ticket so far, and lies sealed on disk. Raises `Refusal(receiver-ticket-unknown)`."""
+        """What has come for the ticket so far, and lies sealed on disk. Raises `PeerError(receiver-ticket-unknown)`."""
         found: list[Arrived] = []
         while True:
             answer = self.call("arrived", ticket=ticket, start=len(found))
@@ -56,7 +57,7 @@ class Receiver(Channel):
                 return found
 
     def claim(self, ticket: str) -> None:
-        """They are in the register now."""
+        """They are the caller's now: removed when this connection ends, but for what was moved aside (`blocks.kept`)."""
         self.call("claim", ticket=ticket)
 
     def forgo(self, ticket: str) -> None:
@@ -64,7 +65,19 @@ class Receiver(Channel):
         self.call("close", ticket=ticket)
 
     def unclaimed(self) -> int:
+        """How many instances came and are no open ticket's."""
         return int(self.call("unclaimed")["count"])
+
+    def strays(self) -> dict[str, str]:
+        """Of the unclaimed ones a page: file -> SOP Instance UID."""
+        found = self.call("unclaimed").get("first")
+        if not isinstance(found, list) or not all(isinstance(one, list) and len(one) == 2 for one in found):
+            raise PeerError("receiver-odd-answer", "the receiver's answer is not one to its verb", peer="receiver")
+        return {str(file): str(uid) for uid, file in found}
+
+    def drop(self, files: Sequence[str]) -> int:
+        """Removes unclaimed ones that nobody is owed; how many. What a ticket waits for by now stays."""
+        return int(self.call("drop", files=list(files))["dropped"])
 
     def commitment(self, transaction: str, seconds: float) -> Commitment | None:
         """The archive's report for a transaction, waited for; None when none came."""

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from blocks.archive import Archive
 from blocks.audit import AuditTrail, open_audit_trail
+from blocks.kept import KeptFiles
 from blocks.ledger import Ledger
 from blocks.models import ModelPackage, load_models
 from blocks.profile import Profile, load_profile
 from blocks.reading import ReadingRegister, StudyLease, open_reading_register
 from blocks.reading_settings import reading_values
 from blocks.receiver import Receiver
+from blocks.sealed_columns import SealedColumns, column_key
 from blocks.study import StudyReader
 from blocks.witnessed import WitnessedArchive
 from policies.polling import PollSettings
@@ -26,6 +28,8 @@ from rapha.signing import load_private
 from tasks.attempt import Attempt
 from tasks.reading.analyse import AnalyseLimits
 from tasks.shared.probe import read_record
+
+LEASE_SECONDS, LEAST_LEASE, MOST_LEASE = 120, 5, 3600
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,25 @@ class Clinic:
     def most(self) -> int:
         """Studies in flight at once."""
         return int(self.profile.values.get("workflow.max_concurrent_studies", 50))
+
+    @cached_property
+    def lease_seconds(self) -> int:
+        """How long a worker's hold on a study lasts when nobody renews it: then somebody else takes a dead worker's study.
+
+        It is renewed six times in that time: with less than the least, a register that is slow for some seconds would cost every
+        study in flight its lease. Raises `ConfigurationError(bad-reading-lease-seconds)`.
+        """
+        text = self.environment.get("RAPHA_READING_LEASE_SECONDS", "").strip() or str(LEASE_SECONDS)
+        if not (text.isascii() and text.isdecimal() and LEAST_LEASE <= int(text) <= MOST_LEASE):
+            said = f"RAPHA_READING_LEASE_SECONDS is a number of seconds from {LEAST_LEASE} to {MOST_LEASE}"
+            raise ConfigurationError(["bad-reading-lease-seconds"], said)
+        return int(text)
+
+    @cached_property
+    def kept(self) -> KeptFiles:
+        """Sealed files of studies that are not through yet."""
+        columns = SealedColumns(column_key(self.environment["RAPHA_REGISTER_KEY_BASE64"]))
+        return KeptFiles(self.state / "kept", columns)
 
     @cached_property
     def register(self) -> ReadingRegister:

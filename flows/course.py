@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from blocks.audit import Act, Audited, Patient, Study, audited
 from blocks.reading import Notice, StudyLease
+from blocks.reading_rows import STAGES, Stage
 from blocks.study import BuiltReport, OpenedInstance, SealedFile
 from blocks.witnessed import inward, outward, sop_classes
 from flows.clinic import Clinic
@@ -18,11 +21,13 @@ from policies.uid import derived_uid
 from rapha.errors import PeerError, Refusal
 from tasks.reading import analyse as analysing
 from tasks.reading import complete as completing
+from tasks.reading import keep as keeping
 from tasks.reading import retrieve as retrieving
 from tasks.reading.retrieve import Kept
 
 COMMITMENT = "storage commitment"
 COMMITMENT_SECONDS = 20.0
+log = logging.getLogger("rapha.reading")
 SR_NAME = "Comprehensive 3D SR"
 
 
@@ -43,16 +48,21 @@ class Course:
         self.built: BuiltReport | None = None
         self.proof: Proof = ""
         self.arrival: Any = None
+        self.over = False
+        self.note = f"{lease.row}-{lease.order}-{lease.attempt}"
+        self.earlier = [
+            name for name in clinic.kept.names() if study_of_note(name) == (lease.row, lease.order) and name != self.note
+        ]
         self.patient = Patient(self.register.details(lease.row).get("patient", ""))
 
     def retrieve(self) -> None:
         self._enter("retrieve")
-        self._drop_files()
         with self._told("transfer", inward(self.archive.endpoint, self.clinic.person, self._about())) as told:
             self.arrival, self.kept = retrieving.retrieve(
                 self.lease, self.attempt, self.register, self.archive, self.study, self.receiver
             )
             told.learned(studies=(self._about(self._received()),))
+        self._keep()
 
     def analyse(self, progress: Callable[[str, int, int], None]) -> None:
         """Opens what was sealed, runs the models, and writes both sets into the register."""
@@ -61,16 +71,12 @@ class Course:
             self._analysed(progress)
 
     def _analysed(self, progress: Callable[[str, int, int], None]) -> None:
-        order = sorted(self.kept)
-        self.opened = self.study.open([SealedFile(self.kept[uid].path, self.kept[uid].sha256) for uid in order])
-        if [one.sop_uid for one in self.opened] != order:
-            raise Refusal(["instance-named-otherwise"], "an instance and the archive name it differently", gate="analyse")
+        self._open()
         facts = [one.facts for one in self.opened]
         clinic = self.clinic
         self.analysis = analysing.analyse(self.study, facts, clinic.launcher, clinic.models, clinic.limits, progress)
-        self.register.analysed(self.lease, [order[index] for index in sorted(self.analysis.analysed)])
-        for index, reason in self.analysis.left_out.items():
-            self.register.not_applicable(self.lease, order[index], reason)
+        self._account(self.analysis)
+        self._keep()
 
     def report(self) -> None:
         """Built, checked by all three, registered as ours before the archive can list it."""
@@ -81,8 +87,10 @@ class Course:
             built = self._built()
             told.learned(studies=(self._about([SopClass(built.sop_class, 1)]),))
         self.built = built
+        self._keep()
 
-    def _built(self) -> BuiltReport:
+    def _built(self, checked: str = "") -> BuiltReport:
+        """checked: digest of a report that passed its checks already."""
         stores = self._stores()
         built = self.study.report(
             self._found().results,
@@ -90,7 +98,7 @@ class Course:
             device=self.clinic.node_id,
             three_d=not stores or SR_NAME in stores,
         )
-        if codes := self.study.check(built.path):
+        if built.sha256 != checked and (codes := self.study.check(built.path)):
             raise Refusal(sorted(codes), "the report does not pass its checks", gate="report")
         self.register.referenced(self.lease, sorted(built.referenced))
         self.register.own_series(self.lease, built.series_uid)
@@ -129,14 +137,103 @@ class Course:
         completing.complete(self.arrival, self.lease, self.attempt, self.register, report=digest, proof=self.proof)
         if not completing.was_completed(self.attempt):
             raise Refusal(["statement-missing"], "the closing statement is not in the ledger", gate="completeness")
-        return self.register.finish(self.lease, int(time.time()), notices=self._notices())
+        state = self.register.finish(self.lease, int(time.time()), notices=self._notices())
+        self.over = True
+        return state
 
     def close(self) -> None:
-        """Closes the connections and removes the sealed files: what is needed again is fetched again."""
+        """Closes the connections. What was kept aside is removed once the study is through; else the next attempt takes it up."""
         self.open.close()
-        self._drop_files()
-        if self.built is not None:
-            self.built.path.unlink(missing_ok=True)
+        if self.over:
+            try:
+                self.clinic.kept.forget(self.note)
+            except PeerError as error:  # the study is through; the next shift removes it (`flows.tidying`)
+                log.warning("row %d: %s", self.lease.row, ", ".join(error.codes))
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier attempt came further than to the first stage, or left something."""
+        return bool(self.earlier) or self.lease.stage != STAGES[0]
+
+    def resume(self) -> Stage:
+        """The stage at which this attempt begins: where the last one ended, as far as what it left proves equal.
+
+        The files are hashed again, the archive's list is the same, the arrival gate judges anew, the models' results are held to
+        their declarations, the report comes out the same. What does not is made again from there on. The ledger has which.
+        """
+        newest = max(self.earlier, key=lambda name: int(name.rpartition("-")[2]), default="")
+        with self._told("access", Act(person=self.clinic.person, studies=(self._about(self._received()),))):
+            begins, codes = self._taken_up(newest)
+        self.attempt.record("resumed", row=self.lease.row, stage=self.lease.stage, begins=begins, codes=sorted(codes))
+        if begins != STAGES[0]:
+            self._keep()
+        for name in self.earlier:
+            self.clinic.kept.forget(name, but=frozenset(str(path) for path in self._files()))
+        return begins
+
+    def _taken_up(self, note: str) -> tuple[Stage, Sequence[str]]:
+        """(the stage to begin at, why it is not the one at which the last attempt ended)."""
+        document, wanted = self.clinic.kept.read(note) if note else None, self.lease.stage
+        if document is None:
+            return "retrieve", ["kept-none"]
+        left = keeping.left(document)
+        if codes := self._proven(left):
+            self.kept, self.opened = {}, ()
+            return "retrieve", codes
+        if wanted in ("retrieve", "analyse"):
+            return "analyse", []
+        try:
+            analysis = keeping.analysis_of(left.analysis, self.clinic.models, [one.facts for one in self.opened])
+        except Refusal as refusal:
+            return "analyse", refusal.codes
+        self.analysis = analysis
+        self._account(analysis)
+        return self._reported(left.report) if wanted != "report" and analysis.analysed else cast(Stage, wanted), []
+
+    def _reported(self, report: str) -> Stage:
+        """Builds the report again. It is the one that passed its checks, or passes them now."""
+        self.built = self._built(report)
+        return cast(Stage, self.lease.stage)
+
+    def _proven(self, left: keeping.Left) -> Sequence[str]:
+        """Opens what was kept and lists the archive again; codes of what is not as it was, () where all is."""
+        self.kept = {one.sop_uid: one for one in left.instances}
+        known = {one.sop_uid: one.sha256 for one in self.register.instances(self.lease.row) if one.sha256}
+        try:
+            self._open()
+        except Refusal as refusal:
+            return refusal.codes
+        if not all(one.facts.same and known.get(one.sop_uid) == self.kept[one.sop_uid].sha256 for one in self.opened):
+            return ["kept-other-content"]
+        self.arrival = retrieving.still(self.lease, self.attempt, self.register, self.archive, self.kept)
+        return [] if self.arrival is not None else ["kept-other-set"]
+
+    def _open(self) -> None:
+        """Opens the study's sealed files, in the order of their UIDs."""
+        order = sorted(self.kept)
+        self.opened = self.study.open([SealedFile(self.kept[uid].path, self.kept[uid].sha256) for uid in order])
+        if [one.sop_uid for one in self.opened] != order:
+            raise Refusal(["instance-named-otherwise"], "an instance and the archive name it differently", gate="analyse")
+
+    def _account(self, analysis: analysing.Analysis) -> None:
+        """Both sets into the register."""
+        order = sorted(self.kept)
+        self.register.analysed(self.lease, [order[index] for index in sorted(analysis.analysed)])
+        for index, reason in analysis.left_out.items():
+            self.register.not_applicable(self.lease, order[index], reason)
+
+    def _keep(self) -> None:
+        """Moves aside what a later attempt may need, and says in a sealed note what it is."""
+        order = sorted(self.kept)
+        report = self.built.sha256 if self.built else ""
+        document = keeping.to_document([self.kept[uid] for uid in order], self.analysis, self.clinic.models, report)
+        places = self.clinic.kept.keep(self.note, document, self._files())
+        self.kept = {uid: dataclasses.replace(self.kept[uid], path=path) for uid, path in zip(order, places, strict=False)}
+        if self.built:
+            self.built = dataclasses.replace(self.built, path=places[-1])
+
+    def _files(self) -> list[Path]:
+        return [self.kept[uid].path for uid in sorted(self.kept)] + ([self.built.path] if self.built else [])
 
     def _same(self) -> None:
         assert self.built is not None  # noqa: S101 - its callers have looked
@@ -195,10 +292,11 @@ class Course:
                 raise _Backwards from None
             raise
 
-    def _drop_files(self) -> None:
-        for one in self.kept.values():
-            one.path.unlink(missing_ok=True)
-        self.kept = {}
+
+def study_of_note(note: str) -> tuple[int, int] | None:
+    """(row, opening) of a study's note."""
+    parts = note.split("-")
+    return (int(parts[0]), int(parts[1])) if len(parts) == 3 and all(part.isdecimal() for part in parts) else None
 
 
 class _Backwards(Exception):

@@ -237,7 +237,7 @@ class PACSService:
                 reader = held.enter_context(self._clinic.study())
                 if receiver is not None:
                     held.enter_context(receiver)
-                self._sealed[key] = fetch(archive, study, patient, reader, receiver, self._attempt(row))
+                self._sealed[key] = fetch(archive, study, patient, reader, receiver, self._attempt(row), self._clinic.kept)
         return self._sealed[key]
 
     def _attempt(self, row: int) -> Attempt:

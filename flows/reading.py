@@ -19,19 +19,21 @@ from prefect.tasks import Task
 from blocks.audit import Act
 from blocks.mail import notifications
 from blocks.reading import StudyLease
+from blocks.reading_rows import STAGES
 from flows.clinic import Clinic
 from flows.course import Course
 from flows.draining import Shift
 from flows.pace import adopt
 from flows.reading_view import Bar, Board
 from flows.stages import async_stage, stage
+from flows.tidying import tidy
 from policies.alerts import alert_type
 from rapha.errors import PeerError, RaphaError, Refusal
 from tasks.reading import poll as polling
 from tasks.reading import tell as telling
 
 log = logging.getLogger("rapha.reading")
-LEASE_SECONDS, RENEW_SECONDS = 120, 20.0
+RENEWALS = 6  # of a lease in its own time
 FIRST_PAUSE = 60  # seconds before a failed study is tried again; doubled each time
 SHIFT_SECONDS, IDLE_SECONDS = 3300.0, 45.0
 TELL_SECONDS = 5.0  # between two looks at what somebody is to be told
@@ -46,6 +48,10 @@ async def halt(task: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
     course = _courses.get(row)
     if course is not None and isinstance(await state.aresult(raise_on_failure=False), Refusal):
         course.study.close()
+
+
+def _resume(row: int) -> str:
+    return _courses[row].resume()
 
 
 def _retrieve(row: int) -> None:
@@ -83,6 +89,7 @@ def _tell(number: int) -> dict[str, int]:
     return {"sent": told.sent, "failed": told.failed, "escalated": told.escalated, "dead": told.dead}
 
 
+resume = async_stage(_resume, "resume", on_failure=[halt])
 retrieve = async_stage(_retrieve, "retrieve", on_failure=[halt])
 analyse = async_stage(_analyse, "analyse", retries=0)
 report = async_stage(_report, "report", retries=1, on_failure=[halt])
@@ -107,6 +114,7 @@ async def drain(seconds: float = SHIFT_SECONDS, idle: float = IDLE_SECONDS) -> d
     """One worker's shift: claims what is owed, the urgent first, and brings it to its end. How many rows came to which end."""
     clinic = _opened()
     await asyncio.to_thread(clinic.register.reap, int(time.time()))
+    await asyncio.to_thread(tidy, clinic)
     shift = Shift(lambda: _claimed(clinic), lambda lease: _studied(clinic, lease), clinic.most, idle, time.monotonic() + seconds)
     over = asyncio.Event()
     teller = asyncio.ensure_future(_telling(clinic, shift, over))
@@ -126,7 +134,7 @@ def named() -> str:
 async def read(row: int) -> dict[str, Any]:
     """One study now, whatever waits before it: its end, and the codes of a failure."""
     clinic = _opened()
-    lease = await asyncio.to_thread(clinic.register.claim, clinic.worker, int(time.time()), LEASE_SECONDS, row=row)
+    lease = await asyncio.to_thread(clinic.register.claim, clinic.worker, int(time.time()), clinic.lease_seconds, row=row)
     if lease is None:
         return {"row": row, "end": "not-owed"}
     end = await _studied(clinic, lease)
@@ -171,7 +179,7 @@ async def _told(clinic: Clinic) -> None:
 
 
 def _claimed(clinic: Clinic) -> StudyLease | None:
-    return clinic.register.claim(clinic.worker, int(time.time()), LEASE_SECONDS)
+    return clinic.register.claim(clinic.worker, int(time.time()), clinic.lease_seconds)
 
 
 async def _studied(clinic: Clinic, lease: StudyLease) -> str:
@@ -191,21 +199,20 @@ async def _studied(clinic: Clinic, lease: StudyLease) -> str:
 
 async def _staged(clinic: Clinic, lease: StudyLease) -> str:
     _courses[lease.row] = await asyncio.to_thread(Course, clinic, lease)
-    row = lease.row
-    await retrieve(row)
-    await analyse(row)
-    await report(row)
-    await store(row)
-    await prove(row)
+    row, course = lease.row, _courses[lease.row]
+    begins = await resume(row) if course.begun else STAGES[0]
+    for name, stage_of in zip(STAGES, (retrieve, analyse, report, store, prove), strict=False):
+        if STAGES.index(name) >= list(STAGES).index(begins):  # type: ignore[arg-type]
+            await stage_of(row)
     return await complete(row)
 
 
 async def _renewed(clinic: Clinic, lease: StudyLease) -> None:
     """Keeps the lease. One that is lost ends here; the next write of its stages is refused."""
     while True:
-        await asyncio.sleep(RENEW_SECONDS)
+        await asyncio.sleep(clinic.lease_seconds / RENEWALS)
         try:
-            await asyncio.to_thread(clinic.register.renew, lease, int(time.time()), LEASE_SECONDS)
+            await asyncio.to_thread(clinic.register.renew, lease, int(time.time()), clinic.lease_seconds)
         except Refusal:
             return
         except PeerError:

@@ -1,12 +1,13 @@
 """A study fetched by hand as the reading service fetches it: sealed as it arrives, whole by the archive's list.
 
-The study reader (C-GET, WADO-RS) or the receiver (C-MOVE) keeps it; this process holds the names of the sealed files.
+The study reader (C-GET, WADO-RS) or the receiver (C-MOVE) writes it; it is kept aside for as long as this process lives.
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import secrets
+from dataclasses import dataclass, field, replace
 
 from blocks.audit import Patient, Study, audited
+from blocks.kept import KeptFiles, of_this_process
 from blocks.receiver import Arrived, Receiver
 from blocks.study import StudyReader
 from blocks.witnessed import WitnessedArchive, inward, sop_classes
@@ -17,11 +18,13 @@ from tasks.reading.retrieve import moved
 
 @dataclass
 class SealedStudy:
-    """files: SOP Instance UID -> what arrived."""
+    """files: SOP Instance UID -> what arrived; note: the name under which they are kept aside."""
 
     study: str
     patient: Patient | None
     method: str
+    kept: KeptFiles = field(repr=False)
+    note: str = field(default_factory=lambda: f"{of_this_process()}-{secrets.token_hex(4)}")
     files: dict[str, Arrived] = field(default_factory=dict, repr=False)
 
     @property
@@ -30,8 +33,7 @@ class SealedStudy:
 
     def drop(self) -> None:
         """Removes the sealed files: with each goes the only copy of its key."""
-        for one in self.files.values():
-            Path(one.path).unlink(missing_ok=True)
+        self.kept.forget(self.note)
         self.files = {}
 
 
@@ -42,6 +44,7 @@ def fetch(
     reader: StudyReader,
     receiver: Receiver | None,
     attempt: Attempt,
+    kept: KeptFiles,
 ) -> SealedStudy:
     """Every instance that the archive lists. Raises `PeerError` archive-incomplete, receiver-missing and of archive and reader;
     `Refusal(arrival-conflict)` where an instance came with two contents."""
@@ -54,13 +57,10 @@ def fetch(
     with audited(archive.trail, "transfer", inward(archive.endpoint, archive.person, about, patient=patient)):
         by_move = plain.method == "C-MOVE"
         arrived = moved(study, attempt, plain, receiver, listed) if by_move else reader.fetch(plain.endpoint.name, study, listed)
-        found = SealedStudy(study, patient, plain.method, {one.sop_uid: one for one in arrived})
-        try:
-            _check(wanted, arrived)
-        except (Refusal, PeerError):
-            for one in arrived:
-                one.path.unlink(missing_ok=True)
-            raise
+        _check(wanted, arrived)  # what is not kept aside goes with the connection that brought it
+        found = SealedStudy(study, patient, plain.method, kept)
+        places = kept.keep(found.note, {}, [one.path for one in arrived])
+        found.files = {one.sop_uid: replace(one, path=place) for one, place in zip(arrived, places, strict=True)}
         return found
 
 

@@ -1,12 +1,13 @@
-"""The receiver's verbs: message_id · expect · arrived · claim · close · unclaimed · commitment.
+"""The receiver's verbs: message_id · expect · arrived · claim · close · unclaimed · drop · commitment.
 
-Tickets outlive a connection, but for those with a key of their own: they end with the connection that opened them.
+Tickets and claimed files end with the connection that opened or claimed them; a file that its owner has moved aside stays.
 """
 
 import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -19,16 +20,19 @@ Answer = dict[str, Any]
 
 
 class ReceiverSession:
-    """One connection. What arrives belongs to tickets, not to connections."""
+    """One connection. What arrives stays unclaimed when it ends; what it claimed is removed, unless it was moved aside."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._own: list[str] = []
+        self._tickets: list[str] = []
+        self._claimed: list[Path] = []
 
     def closed(self) -> None:
-        """What was sealed to a key of this connection's is removed: nobody else can open it."""
-        for ticket in self._own:
+        """What was sealed to a key of this connection's is removed as well: nobody else can open it."""
+        for ticket in self._tickets:
             self._store.close_ticket(ticket)
+        for path in self._claimed:
+            path.unlink(missing_ok=True)
 
     def do_message_id(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         try:
@@ -45,7 +49,7 @@ class ReceiverSession:
             ticket = self._store.expect(str(originator), number, wanted, recipient)
         except OSError:
             raise _unwritable() from None
-        self._own += [ticket] if recipient else []
+        self._tickets.append(ticket)
         return {"ticket": ticket}
 
     def do_arrived(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
@@ -56,7 +60,7 @@ class ReceiverSession:
 
     def do_claim(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         try:
-            self._store.claim(str(message.get("ticket")))
+            self._claimed += self._store.claim(str(message.get("ticket")))
         except OSError:
             raise _unwritable() from None
         return {}
@@ -66,7 +70,19 @@ class ReceiverSession:
         return {}
 
     def do_unclaimed(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
-        return {"count": len(self._store.unclaimed())}
+        """How many, and a page of them, the oldest names first: SOP Instance UID and file."""
+        found = self._store.unclaimed()
+        page = sorted((one.sop_instance, one.file) for one in found)[:PAGE]
+        return {"count": len(found), "first": [list(one) for one in page]}
+
+    def do_drop(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        files = message.get("files")
+        if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+            raise Refusal(["receiver-request-odd"])
+        try:
+            return {"dropped": self._store.drop(frozenset(files))}
+        except OSError:
+            raise _unwritable() from None
 
     def do_commitment(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         report = self._store.commitment(str(message.get("transaction")))

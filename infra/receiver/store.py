@@ -3,17 +3,17 @@
 import os
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from blocks.instances import SUFFIX, SealedWriter, sweep_unfinished
+from blocks.instances import SealedWriter, sweep_finished, sweep_unfinished
 from infra.receiver.engine import NOT_AUTHORIZED, OUT_OF_RESOURCES, SUCCESS, Addressed, Came, Command
 from infra.receiver.journal import Journal
-from rapha.errors import Refusal
+from rapha.errors import PeerError, Refusal
 
 IDS_AT_ONCE = 64  # message ids that one line of the journal reserves
 
@@ -48,9 +48,11 @@ class _Ticket:
 class Store:
     """The receiver's memory. Every change is in the journal before it is in memory, and in memory before it is answered.
 
-    `folder` is this process's alone: at its start it removes every sealed file that its journal does not name. What is sealed to
-    a ticket's own key is never in the journal: it ends with the ticket, and the ticket with whoever opened it or with this
-    process. recipient: the study reader's key; None where there is no reading service, and nothing but such tickets is served.
+    `folder` is this process's alone: at its start it removes every sealed file in it that no arrival has, those among them that
+    were claimed and not moved aside: the connections that claimed them are gone. What is sealed to a ticket's own key is never in
+    the journal: it ends with the ticket, and the ticket with whoever opened it or with this process.
+
+    recipient: the study reader's key; None where there is no reading service, and nothing but such tickets is served.
     """
 
     folder: Path
@@ -61,7 +63,6 @@ class Store:
     _arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
     _tickets: dict[str, _Ticket] = field(default_factory=dict)
     _commitments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _claimed: dict[str, str] = field(default_factory=dict)  # file to SOP instance, while the file is there
     _over: set[tuple[str, int]] = field(default_factory=set)  # C-MOVEs of tickets with their own key, also of closed ones
     _last_id: int = field(default_factory=lambda: secrets.randbelow(60000))
     _reserved: int = 0
@@ -163,16 +164,27 @@ class Store:
             every = [one for one in self._every() if not one.ticket]
             return [one for one in every if one.sop_instance in held.wanted or _names(one, held)]
 
-    def claim(self, ticket: str) -> None:
-        """The caller has them in its register: they are not the receiver's any more. Raises `OSError`."""
+    def claim(self, ticket: str) -> list[Path]:
+        """They are the caller's from now on, for as long as its connection lasts: their files. Raises `OSError`."""
         with self._lock:
             if self._ticket(ticket).recipient is not None:
                 raise Refusal(["receiver-request-odd"], "what is sealed to a ticket's own key ends with the ticket")
-            for one in self.arrived(ticket):
-                self.journal.append(what="claimed", sop_instance=one.sop_instance, file=one.file)
-                self._forget(one.sop_instance, one.file)
-                self._claimed[one.file] = one.sop_instance
+            files = [self._given_up(one) for one in self.arrived(ticket)]
             self._tickets.pop(ticket, None)
+            return files
+
+    def drop(self, files: Collection[str]) -> int:
+        """Removes what came and nobody waits for; how many. What an open ticket waits for by now stays. Raises `OSError`."""
+        with self._lock:
+            gone = [self._given_up(one) for one in self.unclaimed() if one.file in files]
+            for path in gone:
+                path.unlink(missing_ok=True)
+            return len(gone)
+
+    def _given_up(self, one: Arrival) -> Path:
+        self.journal.append(what="claimed", sop_instance=one.sop_instance, file=one.file)
+        self._forget(one.sop_instance, one.file)
+        return self.folder / one.file
 
     def close_ticket(self, ticket: str) -> None:
         """Nobody waits any more. What is sealed to its own key is removed; anything else stays, unclaimed."""
@@ -195,9 +207,8 @@ class Store:
 
     def _ticket(self, name: str) -> _Ticket:
         if name not in self._tickets:
-            raise Refusal(
-                ["receiver-ticket-unknown"], "no ticket of this name is open: the receiver was restarted, or it was claimed"
-            )
+            said = "no ticket of this name is open: the receiver was restarted, or it was claimed"
+            raise PeerError("receiver-ticket-unknown", said, peer="receiver")
         return self._tickets[name]
 
     def _every(self) -> list[Arrival]:
@@ -238,7 +249,6 @@ class Store:
                 self._arrivals.setdefault(one.sop_instance, []).append(one)
         elif entry["what"] == "claimed":
             self._forget(fields["sop_instance"], fields["file"])
-            self._claimed[fields["file"]] = fields["sop_instance"]
         elif entry["what"] == "ids":
             self._last_id = fields["last"]
         elif entry["what"] == "own":
@@ -247,19 +257,14 @@ class Store:
             self._commitments[fields["transaction"]] = fields
 
     def _snapshot(self) -> list[dict[str, Any]]:
-        self._claimed = {file: uid for file, uid in self._claimed.items() if (self.folder / file).exists()}
         came = [{"what": "came", **asdict(one)} for one in self._every()]
-        claimed = [{"what": "claimed", "sop_instance": uid, "file": file} for file, uid in self._claimed.items()]
         committed = [{"what": "committed", **report} for report in self._commitments.values()]
         own = [{"what": "own", "originator": title, "message_id": number} for title, number in sorted(self._over)]
-        return [*came, *claimed, *committed, *own, {"what": "ids", "last": self._last_id}]
+        return [*came, *committed, *own, {"what": "ids", "last": self._last_id}]
 
     def _sweep(self) -> None:
-        """A sealed file that the journal does not name was never answered for: its sender will send it again."""
-        named = {one.file for one in self._every()} | set(self._claimed)
-        for path in self.folder.glob(f"*{SUFFIX}"):
-            if path.name not in named:
-                path.unlink(missing_ok=True)
+        """A sealed file that no arrival has was never answered for, and its sender sends it again, or it was a connection's."""
+        sweep_finished(self.folder, frozenset(one.file for one in self._every()))
 
 
 def _names(one: Arrival | Command, ticket: _Ticket) -> bool:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from blocks.archive import Archive
-from blocks.instances import sweep_unfinished
+from blocks.instances import sweep_finished, sweep_unfinished
 from blocks.models import load_models
 from infra.daemon import serve
 from infra.reader.hardening import harden
@@ -35,6 +35,7 @@ def main() -> int:
     if arguments.store:
         arguments.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep_unfinished(arguments.store)
+        sweep_finished(arguments.store)
 
     def session() -> StudySession:
         return StudySession(opener, archives, arguments.store, models)

@@ -43,6 +43,7 @@ class StudySession:
         self._models = {one.digest: one for one in models}
         self._opened: Opened | None = None
         self._desk: Desk | None = None
+        self._written: set[Path] = set()
         _SESSIONS.add(self)
 
     def do_open(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
@@ -51,7 +52,7 @@ class StudySession:
         _exact(message, {"first", "files"})
         files = _files(message["files"])
         if message["first"] is True:
-            self.closed()
+            self._let_go()
             self._opened = self._opener.study()
         held = self._held()
         if len(held) + len(files) > MAX_INSTANCES:
@@ -108,7 +109,9 @@ class StudySession:
         if archive.method == "C-MOVE":
             raise Refusal(["study-fetch-by-move"], "this endpoint is retrieved from by C-MOVE: ask the receiver")
         fetching = Fetching(self._folder(), self._opener.public)
-        return {"received": fetching.run(archive, _text(message["study"]), _wanted(message["wanted"]))}
+        received = fetching.run(archive, _text(message["study"]), _wanted(message["wanted"]))
+        self._written |= {Path(one["path"]) for one in received}
+        return {"received": received}
 
     def do_report(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """The report of the open study: built from its own headers, sealed, described."""
@@ -116,7 +119,9 @@ class StudySession:
         _exact(message, NAMES)
         held = self._held()
         held.pair()
-        return report(held, self._opener, self._folder(), self._models, message)
+        built = report(held, self._opener, self._folder(), self._models, message)
+        self._written.add(Path(built["path"]))
+        return built
 
     def do_check(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """Whether a sealed report passes every check that it must pass before it is stored."""
@@ -142,6 +147,13 @@ class StudySession:
         return {"holds": sum(session._opened is not None for session in list(_SESSIONS))}
 
     def closed(self) -> None:
+        """Lets go of what was opened and removes what was written for this connection, but for what its client moved aside."""
+        self._let_go()
+        for path in self._written:
+            path.unlink(missing_ok=True)
+        self._written = set()
+
+    def _let_go(self) -> None:
         self._drop_desk()
         if self._opened is not None:
             self._opened.close()

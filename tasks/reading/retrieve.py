@@ -19,7 +19,7 @@ from policies.completeness import ARRIVAL_GATE, ArrivalEvidence, arrival_facts
 from rapha.errors import PeerError
 from tasks.attempt import Attempt
 from tasks.gate import Cleared, require
-from tasks.shared.moving import by_move, until_delivered
+from tasks.shared.moving import Level, by_move, until_delivered
 
 KINDS_OF_OTHERS = ("SR", "PR", "KO")
 
@@ -45,13 +45,41 @@ def retrieve(
 
     Raises `PeerError` archive-set-changed, archive-incomplete, receiver-missing and every code of archive, receiver and reader.
     """
-    before = archive.list_study(lease.study_uid)
+    before, level = _listed(lease, register, archive)
     register.expect(lease, _expected(before), "before")
-    kept, conflicts = _fetched(lease, attempt, archive, study, receiver, before)
+    kept, conflicts = _fetched(lease, attempt, archive, study, receiver, before, level)
     register.received(lease, [(one.sop_uid, one.sha256) for one in kept.values()])
-    after = archive.list_study(lease.study_uid)
+    cleared = _judged(lease, attempt, register, archive, {one.sop_uid for one in before}, kept, conflicts)
+    return cleared, kept
+
+
+def still(
+    lease: StudyLease, attempt: Attempt, register: ReadingRegister, archive: Archive, kept: Mapping[str, Kept]
+) -> Cleared[ArrivalEvidence] | None:
+    """The arrival verdict over what an earlier attempt kept; None where the archive lists other instances by now.
+
+    Raises `PeerError` archive-set-changed and of the archive; `Refusal` arrival-….
+    """
+    before, _ = _listed(lease, register, archive)
+    if {one.sop_uid for one in before} != set(kept):
+        return None
+    register.expect(lease, _expected(before), "before")
+    return _judged(lease, attempt, register, archive, set(kept), kept, 0)
+
+
+def _judged(
+    lease: StudyLease,
+    attempt: Attempt,
+    register: ReadingRegister,
+    archive: Archive,
+    was: set[str],
+    kept: Mapping[str, Kept],
+    conflicts: int,
+) -> Cleared[ArrivalEvidence]:
+    """Lists again, and lets the arrival gate judge."""
+    after, _ = _listed(lease, register, archive)
     register.expect(lease, _expected(after), "after")
-    was, now = {one.sop_uid for one in before}, {one.sop_uid for one in after}
+    now = {one.sop_uid for one in after}
     if was != now:
         raise PeerError("archive-set-changed", "the archive's list of the study changed during the retrieval", peer="pacs")
     if missing := now - set(kept):
@@ -59,8 +87,15 @@ def retrieve(
     names = {one.sop_uid: one.name for one in register.instances(lease.row)}
     received = {names[uid]: one.sha256 for uid, one in kept.items() if uid in now}
     facts: Mapping[str, Any] = arrival_facts([names[uid] for uid in was], [names[uid] for uid in now], received, conflicts)
-    evidence = ArrivalEvidence(**attempt.facts(attempt.job), **facts)
-    return require(ARRIVAL_GATE, evidence, attempt), {uid: one for uid, one in kept.items() if uid in now}
+    return require(ARRIVAL_GATE, ArrivalEvidence(**attempt.facts(attempt.job), **facts), attempt)
+
+
+def _listed(lease: StudyLease, register: ReadingRegister, archive: Archive) -> tuple[list[Listed], Level]:
+    """(what is to be read, the level to ask for it at): all that the archive lists but our own reports, which an earlier attempt
+    may have stored already. Where there are any it is asked for series by series, so that they do not come with the study."""
+    listed = archive.list_study(lease.study_uid)
+    own = register.own_among({one.series_uid for one in listed})
+    return [one for one in listed if one.series_uid not in own], ("SERIES" if own else "STUDY")
 
 
 def _expected(listed: Sequence[Listed]) -> list[ExpectedInstance]:
@@ -74,17 +109,27 @@ def _fetched(
     study: StudyReader,
     receiver: Receiver | None,
     wanted: Sequence[Listed],
+    level: Level,
 ) -> tuple[dict[str, Kept], int]:
     """(what arrived, how many of it came with two contents)."""
-    if archive.method == "C-MOVE":
-        arrived = moved(lease.study_uid, attempt, archive, receiver, wanted)
+    if not wanted:
+        arrived = []
+    elif archive.method == "C-MOVE":
+        arrived = moved(lease.study_uid, attempt, archive, receiver, wanted, level)
     else:
-        arrived = study.fetch(lease.pacs, lease.study_uid, wanted) if wanted else []
+        arrived = study.fetch(lease.pacs, lease.study_uid, wanted)
     kept = {one.sop_uid: Kept(one.sop_uid, one.path, one.sha256) for one in arrived if not one.conflict}
     return kept, sum(one.conflict for one in arrived)
 
 
-def moved(study: str, attempt: Attempt, archive: Archive, receiver: Receiver | None, wanted: Sequence[Listed]) -> list[Arrived]:
+def moved(
+    study: str,
+    attempt: Attempt,
+    archive: Archive,
+    receiver: Receiver | None,
+    wanted: Sequence[Listed],
+    level: Level = "STUDY",
+) -> list[Arrived]:
     """C-MOVE, again and closer, until every wanted instance is with the receiver; what came, claimed.
 
     Raises `PeerError` archive-incomplete, or that of an association which broke. What the archive says that is not so is a
@@ -102,7 +147,7 @@ def moved(study: str, attempt: Attempt, archive: Archive, receiver: Receiver | N
         return {one.sop_uid for one in receiver.arrived(ticket)}
 
     try:
-        failed = until_delivered(by_move(archive, study, number), delivered, wanted, "STUDY", told)
+        failed = until_delivered(by_move(archive, study, number), delivered, wanted, level, told)
         arrived = receiver.arrived(ticket)
         if failed is not None:
             said = f"{len(names - {one.sop_uid for one in arrived})} of {len(names)} instances did not come"

@@ -131,7 +131,7 @@ def test_a_study_is_retrieved_whole_sealed_and_queued(
     assert result["bytes"] >= sum(len(file_bytes(one)) for one in CT) * 0.99
     queued = clinic.clinic().register.study(result["row"])
     assert (queued.state, queued.priority) == ("scheduled", "urgent")
-    sealed = [path for name in ("received", "fetched") for path in (clinic.folder / name).glob("*.sealed")]
+    sealed = [path for name in ("received", "fetched") for path in (clinic.folder / name).rglob("*.sealed")]
     assert len(sealed) == len(CT)
     (begin, end) = told(trail, before, "transfer")
     assert begin.studies == end.studies == (trail.pseudonym("study", uid(CT)),)
@@ -144,7 +144,7 @@ def test_a_study_is_retrieved_whole_sealed_and_queued(
         service.retrieve_study("2.25.4711")
     assert nowhere.value.codes == ("study-not-found",)
     service.__exit__(None, None, None)
-    assert [path for name in ("received", "fetched") for path in (clinic.folder / name).glob("*.sealed")] == []
+    assert [path for name in ("received", "fetched") for path in (clinic.folder / name).rglob("*.sealed")] == []
 
 
 RESULTS = {

@@ -120,7 +120,7 @@ def check_no_identifier(clinic: Reading) -> None:
 
 
 def test_sealed_files_do_not_stay(clinic: Reading) -> None:
-    assert [path for name in ("received", "fetched") for path in (clinic.folder / name).glob("*.sealed")] == []
+    assert [path for name in ("received", "fetched") for path in (clinic.folder / name).rglob("*.sealed")] == []
 
 
 def test_a_study_that_is_not_there_is_not_owed(clinic: Reading) -> None:

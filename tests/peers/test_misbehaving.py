@@ -4,6 +4,7 @@ import copy
 import io
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
 from blocks.archive import Archive, Listed
+from blocks.kept import kept_place
 from blocks.ledger import Ledger
 from blocks.receiver import Arrived
 from rapha.errors import PeerError
@@ -58,7 +60,11 @@ def attempt(tmp_path: Path) -> Attempt:
 def retrieved(pacs: Misbehaving, receiving: Receiving, attempt: Attempt) -> list[Arrived]:
     datasets = list(pacs.holds)
     with receiving.client() as client:
-        return moved(str(datasets[0].StudyInstanceUID), attempt, Archive(pacs.endpoint()), client, listed(datasets))
+        came = moved(str(datasets[0].StudyInstanceUID), attempt, Archive(pacs.endpoint()), client, listed(datasets))
+        for one in came:  # what is not moved aside ends with the connection
+            kept_place(one.path).parent.mkdir(exist_ok=True)
+            one.path.rename(kept_place(one.path))
+        return [replace(one, path=kept_place(one.path)) for one in came]
 
 
 def movements(attempt: Attempt) -> list[list[str]]:

@@ -59,15 +59,18 @@ def planted(folder: Path, megabytes: int = 8) -> Path:
 
 def test_a_sealed_file_that_the_journal_does_not_name_is_swept_and_no_other(tmp_path: Path) -> None:
     store = kept(tmp_path)
-    mine, claimed = sealed(store, "2.25.1", b"1"), sealed(store, "2.25.2", b"2")
-    store.claim(store.expect("X", 0, ["2.25.2"]))
+    mine, claimed, aside = (sealed(store, f"2.25.{number}", b"%d" % number) for number in (1, 2, 3))
+    store.claim(store.expect("X", 0, ["2.25.2", "2.25.3"]))
+    (tmp_path / "kept").mkdir()
+    (tmp_path / aside.file).rename(tmp_path / "kept" / aside.file)
     writer = SealedWriter(tmp_path, X25519PrivateKey.generate().public_key())
     orphan = writer.finish().path  # killed between file and journal
     for _ in range(2):
         again = kept(tmp_path)
-        assert {path.name for path in tmp_path.glob("*.sealed")} == {mine.file, claimed.file}
+        assert {path.name for path in tmp_path.glob("*.sealed")} == {mine.file}
+        assert {path.name for path in tmp_path.glob("kept/*.sealed")} == {aside.file}
         assert [one.sop_instance for one in again.unclaimed()] == ["2.25.1"]
-    assert not orphan.exists()
+    assert not orphan.exists() and claimed.file
 
 
 def test_a_line_cut_short_is_dropped_and_a_changed_one_stops_the_receiver(tmp_path: Path) -> None:
