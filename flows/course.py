@@ -48,7 +48,7 @@ class Course:
         self.built: BuiltReport | None = None
         self.proof: Proof = ""
         self.arrival: Any = None
-        self.over = False
+        self.over = ""  # the state in which it ended, once it is through
         self.note = f"{lease.row}-{lease.order}-{lease.attempt}"
         self.earlier = [
             name for name in clinic.kept.names() if study_of_note(name) == (lease.row, lease.order) and name != self.note
@@ -137,9 +137,8 @@ class Course:
         completing.complete(self.arrival, self.lease, self.attempt, self.register, report=digest, proof=self.proof)
         if not completing.was_completed(self.attempt):
             raise Refusal(["statement-missing"], "the closing statement is not in the ledger", gate="completeness")
-        state = self.register.finish(self.lease, int(time.time()), notices=self._notices())
-        self.over = True
-        return state
+        self.over = self.register.finish(self.lease, int(time.time()), notices=self._notices())
+        return self.over
 
     def close(self) -> None:
         """Closes the connections. What was kept aside is removed once the study is through; else the next attempt takes it up."""

@@ -25,7 +25,7 @@ from flows.course import Course
 from flows.draining import Shift
 from flows.pace import adopt
 from flows.reading_view import Bar, Board
-from flows.stages import async_stage, stage
+from flows.stages import ENGINE_FAILED, async_stage, stage
 from flows.tidying import tidy
 from policies.alerts import alert_type
 from rapha.errors import PeerError, RaphaError, Refusal
@@ -176,6 +176,8 @@ async def _told(clinic: Clinic) -> None:
             await tell(id(clinic))
     except RaphaError as error:
         log.warning("tell: %s", ", ".join(error.codes))
+    except ENGINE_FAILED:
+        log.warning("tell: engine-failed")
 
 
 def _claimed(clinic: Clinic) -> StudyLease | None:
@@ -190,6 +192,8 @@ async def _studied(clinic: Clinic, lease: StudyLease) -> str:
             return await _staged(clinic, lease)
     except RaphaError as error:
         return await asyncio.to_thread(_failed, clinic, lease, error)
+    except ENGINE_FAILED:  # of this study's tasks: the others in flight go on
+        return await asyncio.to_thread(_unshown, clinic, lease)
     finally:
         renewing.cancel()
         course = _courses.pop(lease.row, None)
@@ -229,6 +233,14 @@ def _alerted(clinic: Clinic, lease: StudyLease, error: RaphaError) -> None:
             )
         except RaphaError as unwritten:
             log.error("row %d: %s", lease.row, ", ".join(unwritten.codes))  # the study's own failure goes on
+
+
+def _unshown(clinic: Clinic, lease: StudyLease) -> str:
+    """The engine is a view: a study that was through by then is through, any other is tried again from its stage."""
+    course = _courses.get(lease.row)
+    if course is not None and course.over:
+        return course.over
+    return _failed(clinic, lease, PeerError("engine-failed", "the engine did not take a task of this study", peer="engine"))
 
 
 def _failed(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:

@@ -6,9 +6,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import httpx
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.exceptions import PrefectException
 from prefect.tasks import Task, exponential_backoff
 
 from flows.pace import pace
@@ -18,6 +21,8 @@ from tasks.stage import coded
 P = ParamSpec("P")
 R = TypeVar("R")
 PEER_RETRIES = 3
+# What the engine's client raises where its server is down, slow, or takes no task: a stage did not run, or its end is unknown.
+ENGINE_FAILED = (PrefectException, ConcurrencySlotAcquisitionError, httpx.HTTPError)
 
 
 def only_peers(_task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -146,7 +146,7 @@ def data_set(file: bytes) -> bytes:
     return file[meta.length :]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_twenty_studies_at_once_come_back_as_one_report_each(archives: Archives, tmp_path: Path) -> None:
     up = archives.ward
     flow = up.flow()
@@ -156,8 +156,18 @@ def test_twenty_studies_at_once_come_back_as_one_report_each(archives: Archives,
     flow = up.flow()
     flow.ready()
     flow.start("asyncio.run(flows.drain(seconds=300.0, idle=0.0))")
-    register = up.clinic().register
-    assert flow.result(350) == {"completed": 20}, [(one.stage, one.codes) for one in register.dead_letters()]
+    register, ends = up.clinic().register, flow.result(400)
+    late = [
+        one for one in register.queue() if one.codes == ("engine-failed",)
+    ]  # twenty at once can be more than its database takes
+    assert Counter(ends) == Counter(completed=20 - len(late), scheduled=len(late)), [
+        (one.stage, one.codes) for one in (*register.dead_letters(), *register.queue())
+    ]
+    if late:
+        flow = up.flow()
+        flow.ready()
+        flow.start(f"[asyncio.run(flows.read(row))['end'] for row in {[one.row for one in late]}]")
+        assert set(flow.result(200)) == {"completed"}
     for name, studies in HELD.items():
         for study in studies:
             check_equation(archives, name, study, tmp_path)
@@ -217,9 +227,7 @@ def test_instances_reach_another_archive_byte_for_byte(archives: Archives) -> No
         for one in arrived:
             with SealedReader(one.path, private) as stream:  # type: ignore[arg-type]
                 (archives.kept.parent / f"{one.sop_uid}.through").write_bytes(stream.read())
-        receiver.claim(ticket)
-    for one in arrived:
-        one.path.unlink()
+        receiver.claim(ticket)  # and with the connection they go
     through = {one.sop_uid: archives.kept.parent / f"{one.sop_uid}.through" for one in arrived}
     metas = {uid: read_meta(path.read_bytes()) for uid, path in through.items()}
     objects = [ToStore(path, metas[uid].sop_class, uid, metas[uid].transfer_syntax) for uid, path in through.items()]  # type: ignore[union-attr]

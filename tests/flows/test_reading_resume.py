@@ -1,7 +1,9 @@
 """A replayed study begins at the stage that failed where what was left proves equal; else earlier, and the ledger says why."""
 
+import asyncio
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from pydicom import dcmread
 
 from blocks.models import site_list
 from blocks.reading import ReadingRegister
+from flows import reading
 from flows.clinic import Clinic
 from flows.course import Course
 from flows.tidying import tidy
@@ -183,8 +187,6 @@ def another(replayed: Replayed) -> None:
     dataset.SeriesInstanceUID = f"2.25.{time.monotonic_ns()}"
     dataset.save_as(replayed.ward.archive.parent / "more.dcm")
     port = replayed.clinic().profile.endpoints["primary"].port
-    import subprocess
-
     subprocess.run(
         ["storescu", "-R", "-aec", "HOSPITAL", "localhost", str(port), str(replayed.ward.archive.parent / "more.dcm")], check=True
     )
@@ -255,3 +257,36 @@ def test_a_note_of_another_key_or_place_removes_nothing(replayed: Replayed) -> N
     (kept / "9999-0-1.note").unlink()
     tidy(clinic)
     assert set(replayed.ward.sealed()) == set(sealed)
+
+
+async def not_taken(row: int) -> None:
+    raise ConcurrencySlotAcquisitionError("503 Service Unavailable")
+
+
+def test_an_engine_that_takes_no_task_fails_that_study_alone_and_for_later(
+    replayed: Replayed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "retrieve", not_taken)
+    clinic = replayed.clinic()
+    lease = clinic.register.claim("w", int(time.time()), 300, row=1)
+    assert lease is not None
+    assert asyncio.run(reading._studied(clinic, lease)) == "scheduled"
+    assert clinic.register.study(1).codes == ("engine-failed",)
+
+
+def test_a_study_that_was_through_before_the_engine_failed_is_through(
+    replayed: Replayed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def through(row: int) -> None:
+        course = reading._courses[row]
+        course.over = course.register.finish(course.lease, int(time.time()))
+        await not_taken(row)
+
+    monkeypatch.setattr(reading, "retrieve", through)
+    clinic, before = replayed.clinic(), replayed.ward.folder / "state" / "ledger"
+    lease = clinic.register.claim("w", int(time.time()), 300, row=1)
+    assert lease is not None
+    entries = sum(1 for _ in read(before))
+    assert asyncio.run(reading._studied(clinic, lease)) == "completed"
+    assert clinic.register.study(1).state == "completed"
+    assert sum(1 for _ in read(before)) == entries  # no word of a failure
