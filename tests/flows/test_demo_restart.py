@@ -15,7 +15,9 @@ import pytest
 from infra.demo.show import PARTS
 from rapha.receipt import verify_receipt
 from rapha.signing import load_public
+from tasks.reading.validate import sr_facts
 
+pytestmark = pytest.mark.timeout(400)  # a job that trains, and two studies that are read, in one start
 HOME = Path(__file__).resolve().parents[2]
 STUDIES = 48  # 24 patients: the smallest demo
 Json = dict[str, Any]
@@ -80,6 +82,10 @@ def test_the_first_start_tells_everything_in_one_object(folder: Path, first: Jso
     told = (folder.parent / "told.txt").read_text()
     assert "training: " in told
     assert "/runs/flow-run/" in told
+    assert first["reading"]["studies"] == [{"row": row, "state": "completed"} for row in (1, 2)]
+    assert sorted(one.partition(" ")[0] for one in first["reading"]["mails"]) == ["CRITICAL", "Result"]
+    assert {"query", "transfer", "access", "store", "operator"} <= set(first["reading"]["audit"]["by_kind"])
+    assert sr_facts((folder / "report.dcm").read_bytes()).evidence
     verify_receipt((folder / "receipt.json").read_bytes(), load_public(folder / "keys" / "receipt.pem"), job=first["job"])
 
 
@@ -95,6 +101,10 @@ def test_it_starts_again_from_its_folder(folder: Path, first: Json) -> None:
         status, found = console(folder, "pacs", "find", "StudyDate=20240101-20241231", "ModalitiesInStudy=DX")
         assert status == 0
         assert found["count"] > 0
+        assert console(folder, "report", "validate", str(folder / "report.dcm"))[0] == 0
+        assert console(folder, "pacs", "echo")[0] == 0
+        status, health = console(folder, "health")
+        assert (status, health["components"]["receiver"], health["components"]["keeper"]) == (0, "healthy", "healthy"), health
         status, jobs = console(folder, "job", "list")
         assert status == 0
         assert [(one["job"], one["state"]) for one in jobs["jobs"]] == [(first["job"], "done")]
