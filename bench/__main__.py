@@ -12,7 +12,7 @@ from rich.table import Table
 from bench.machine import load, machine
 from bench.row import Row
 
-MODULES = ("console", "ledger", "audit", "gates", "sandbox", "loader", "wado", "receiver", "engine", "models", "backlog")
+MODULES = ("console", "ledger", "audit", "gates", "sandbox", "loader", "wado", "receiver", "engine", "models", "backlog", "reports")
 RESULT = Path(__file__).parent / "results" / "latest.local.json"
 
 

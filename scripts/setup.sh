@@ -14,7 +14,7 @@ done
 [ -n "$python" ] || { echo "Python 3.11 or newer is needed (Debian: apt-get install python3 python3-venv)"; exit 2; }
 
 packages_node="bubblewrap libseccomp2 util-linux"
-packages_dev="$packages_node swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0 orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps postgresql"
+packages_dev="$packages_node swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0 orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps libsaxonhe-java postgresql"
 packages_dev="$packages_dev skopeo umoci chromium iproute2 nftables"
 wanted=$packages_node; [ "$kind" = dev ] && wanted=$packages_dev
 missing=""

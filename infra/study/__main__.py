@@ -14,10 +14,12 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from blocks.archive import Archive
 from blocks.instances import sweep_finished, sweep_unfinished
 from blocks.models import load_models
+from blocks.validators import check
 from infra.daemon import serve
 from infra.reader.hardening import harden
 from infra.study.opened import Opener
 from infra.study.session import Archives, StudySession
+from infra.validator.warm import WarmValidator
 from rapha.errors import ConfigurationError, Refusal
 
 
@@ -37,8 +39,11 @@ def main() -> int:
         sweep_unfinished(arguments.store)
         sweep_finished(arguments.store)
 
+    # Only where there can be reports. The flow sends the first study seconds later: by then it is warm.
+    asked = WarmValidator().check if arguments.store and arguments.models else check
+
     def session() -> StudySession:
-        return StudySession(opener, archives, arguments.store, models)
+        return StudySession(opener, archives, arguments.store, models, asked)
 
     serve(arguments.socket, session, ready=lambda: print("ready", flush=True))
     return 0

@@ -21,7 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID
 
-from infra.launcher.sandbox import BWRAP
+from infra.launcher.bare import bare
 from infra.launcher.syscalls import filter_file
 from infra.study.codec import HEAD, MAX_FRAME
 from rapha.errors import PeerError, Refusal
@@ -91,7 +91,8 @@ class Decoder:
         ours, theirs = socket.socketpair()
         calls = filter_file()
         try:
-            argv = [*_command(calls), sys.executable, "-I", "/codec/start.py", str(theirs.fileno())]
+            shown = {Path(__file__).with_name("codec.py"): "/codec/start.py"}
+            argv = [*bare(calls, shown), sys.executable, "-I", "/codec/start.py", str(theirs.fileno())]
             quiet = subprocess.DEVNULL
             self._process = subprocess.Popen(argv, pass_fds=(theirs.fileno(), calls), stdin=quiet, stdout=quiet, stderr=quiet)
         except OSError:
@@ -132,20 +133,3 @@ def _exactly(line: socket.socket, count: int) -> bytearray:
             raise EOFError
         view += got
     return found
-
-
-def _command(calls: int) -> list[str]:
-    """bwrap(1): nothing shared but the interpreter's own trees, read-only."""
-    here = Path(__file__).with_name("codec.py")
-    trees = dict.fromkeys(tree for tree in (sys.prefix, sys.base_prefix) if not tree.startswith("/usr") and tree != "/")
-    argv = [BWRAP, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
-    for name in ("/usr", *trees):
-        argv += ["--ro-bind", name, name]
-    for name in ("/lib", "/lib64", "/bin"):
-        path = Path(name)
-        if path.is_symlink():
-            argv += ["--symlink", str(path.readlink()), name]
-        elif path.is_dir():
-            argv += ["--ro-bind", name, name]
-    argv += ["--proc", "/proc", "--dev", "/dev", "--ro-bind", str(here), "/codec/start.py", "--remount-ro", "/"]
-    return [*argv, "--setenv", "OMP_NUM_THREADS", "1", "--seccomp", str(calls), "--"]

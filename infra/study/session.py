@@ -11,6 +11,7 @@ from typing import Any
 
 from blocks.archive import Archive, Listed
 from blocks.models import ModelPackage
+from blocks.validators import Check, check
 from infra.study import storing
 from infra.study.desk import Desk
 from infra.study.fetching import Fetching
@@ -36,11 +37,12 @@ class StudySession:
         archives: Archives | None = None,
         store: Path | None = None,
         models: Sequence[ModelPackage] = (),
+        validators: Check = check,
     ) -> None:
         """archives: an endpoint's name -> its archive; store: the folder for what is fetched and for reports; models: of which
-        this site believes findings."""
+        this site believes findings; validators: how a report is put before them."""
         self._opener, self._archives, self._store = opener, archives, store
-        self._models = {one.digest: one for one in models}
+        self._models, self._validators = {one.digest: one for one in models}, validators
         self._opened: Opened | None = None
         self._desk: Desk | None = None
         self._written: set[Path] = set()
@@ -127,7 +129,7 @@ class StudySession:
         """Whether a sealed report passes every check that it must pass before it is stored."""
         _close(fds)
         _exact(message, {"path"})
-        return storing.check(self._opener, str(message["path"]))
+        return storing.check(self._opener, str(message["path"]), self._validators)
 
     def do_store(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """Sends a sealed report to an endpoint's archive."""

@@ -9,6 +9,7 @@ from pydicom.filereader import dcmread
 from blocks.archive import Archive, Listed, attributes_digest
 from blocks.dimse.services import ToStore
 from blocks.part10 import read_meta
+from blocks.validators import Check
 from infra.study.opened import Opener
 from infra.study.reports import clear_path
 from policies.report import SOP_CLASSES
@@ -25,11 +26,14 @@ class _Report:
     syntax: str
 
 
-def check(opener: Opener, path: str) -> dict[str, Any]:
-    """The three checks of a report. Raises `Refusal` report-unreadable, sealed-…; `PeerError` validator-…."""
+def check(opener: Opener, path: str, asked: Check) -> dict[str, Any]:
+    """The three checks of a report. asked: how the two validators are asked.
+
+    Raises `Refusal` report-unreadable, sealed-…; `PeerError` validator-….
+    """
     from tasks.reading.validate import validate  # only where there is a report
 
-    found = validate(_clear(opener, path))
+    found = validate(_clear(opener, path), check=asked)
     return {"codes": list(found.codes), "checks": list(found.checks), "warnings": found.warnings}
 
 

@@ -26,10 +26,13 @@ class Validated:
     warnings: int
 
 
-def validate(report: bytes, *, seconds: float = validators.SECONDS) -> Validated:
-    """All three. Raises `Refusal(report-unreadable)` for what is no structured report, `PeerError` validator-…."""
+def validate(report: bytes, *, seconds: float = validators.SECONDS, check: validators.Check = validators.check) -> Validated:
+    """All three. check: how the two validators are asked.
+
+    Raises `Refusal(report-unreadable)` for what is no structured report, `PeerError` validator-….
+    """
     codes = report_codes(sr_facts(report))
-    iod, template = (validators.check(tool, report, seconds=seconds) for tool in (validators.IOD, validators.TEMPLATE))
+    iod, template = (check(tool, report, seconds=seconds) for tool in (validators.IOD, validators.TEMPLATE))
     found = [*codes, *(["report-iod"] if iod.errors else []), *(["report-content"] if template.errors else [])]
     return Validated(tuple(found), ("own", iod.tool, template.tool), iod.warnings + template.warnings)
 
