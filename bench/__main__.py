@@ -12,7 +12,20 @@ from rich.table import Table
 from bench.machine import load, machine
 from bench.row import Row
 
-MODULES = ("console", "ledger", "audit", "gates", "sandbox", "loader", "wado", "receiver", "engine", "models", "backlog", "reports")
+MODULES = (
+    "console",
+    "ledger",
+    "audit",
+    "gates",
+    "sandbox",
+    "loader",
+    "wado",
+    "receiver",
+    "engine",
+    "models",
+    "backlog",
+    "reports",
+)
 RESULT = Path(__file__).parent / "results" / "latest.local.json"
 
 

@@ -138,14 +138,13 @@ class Process:
 
     @contextmanager
     def _deadline(self, seconds: float) -> Iterator[threading.Event]:
-        """Ends the process and the waiting for it after `seconds`, and sets what it gives."""
-        late, process, line = threading.Event(), self.process, self._line
+        """Ends the waiting for its answer after `seconds`, and sets what it gives."""
+        late, line = threading.Event(), self._line
 
         def over() -> None:
             late.set()
-            if process is not None and line is not None:
-                process.kill()
-                with suppress(OSError):
+            if line is not None:
+                with suppress(OSError):  # it has been closed since
                     line.shutdown(socket.SHUT_RDWR)
 
         timer = threading.Timer(seconds, over)

@@ -128,17 +128,18 @@ def test_saxon_says_what_javas_own_processor_says(validator: WarmValidator, monk
     assert said.warnings > 0
 
 
-def test_a_report_of_500_findings_fits(validator: WarmValidator) -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.soak)])
+def test_a_large_report_fits(validator: WarmValidator, count: int) -> None:
     before = validator.pids()
-    assert validator.check(TEMPLATE, found(500)).errors == 0
+    assert validator.check(TEMPLATE, found(count)).errors == 0
     assert validator.pids() == before
 
 
 def test_killed_in_the_middle_it_failed_and_is_warm_again(validator: WarmValidator) -> None:
-    report = found(200)
+    report = found(80)
     expected = validator.check(TEMPLATE, report)
     killed = worker(validator)
-    killing = threading.Timer(0.3, os.kill, (killed, signal.SIGKILL))
+    killing = threading.Timer(0.15, os.kill, (killed, signal.SIGKILL))
     killing.start()
     assert outcome(validator.check, report) == ("validator-failed",)
     assert validator.check(TEMPLATE, report) == expected
@@ -192,7 +193,11 @@ def test_two_at_once() -> None:
 
 @pytest.mark.parametrize("missing", ["JPype", "Java"])
 def test_where_it_cannot_be_had_the_plain_program_is_asked(
-    missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    missing: str,
+    validator: WarmValidator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     if missing == "JPype":
         monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
@@ -206,7 +211,7 @@ def test_where_it_cannot_be_had_the_plain_program_is_asked(
         asked = [made.check(TEMPLATE, report) for _ in range(2)]
     finally:
         made.close()
-    assert asked == [validators.check(TEMPLATE, report)] * 2
+    assert asked == [validator.check(TEMPLATE, report)] * 2
     assert capfd.readouterr().err == "study: validator-not-warm\n"
 
 
@@ -233,13 +238,19 @@ def test_it_has_no_network_no_disk_no_core_dump(validator: WarmValidator) -> Non
     assert "CapEff:\t0000000000000000" in status
 
 
+def _is_python(pid: int) -> bool:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return words[0] == sys.executable.encode() and b"infra.validator" in words
+
+
 def test_it_ends_with_the_study_reader(tmp_path: Path) -> None:
     models = tmp_path / "models.json"
     models.write_text(json.dumps(site_list([MODELS / "radiology"])))
     hospital = make_hospital("--store", str(tmp_path / "store"), "--models", str(models), sandboxes=False)
     try:
-        below = descendants(hospital.reader_pid)
-        assert any(b"infra.validator" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below)
+        while not (below := descendants(hospital.reader_pid)) or not _is_python(below[-1]):
+            time.sleep(0.02)  # the test's own time-out ends this where none is started
+        os.kill(below[-1], signal.SIGSTOP)  # it cannot see that its socket is closed
     finally:
         hospital.close()
     assert gone(below)
