@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,29 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from rapha.canonical import canonical, parse
 from rapha.errors import Refusal
 from rapha.files import replace_durably
-from rapha.ledger import CHECKPOINTS, ENTRIES, GENESIS, HEAD, LOCK, MAX_LINE, Entry, genesis, read, read_entry, signed_head
+from rapha.ledger import (
+    CHECKPOINTS,
+    ENTRIES,
+    GENESIS,
+    HEAD,
+    LOCK,
+    MAX_LINE,
+    Entry,
+    genesis,
+    read,
+    read_entry,
+    read_on,
+    signed_head,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the chain: entries before it, the hash of the last of them, their bytes."""
+
+    length: int
+    head: str
+    size: int
 
 
 class Ledger:
@@ -85,6 +108,30 @@ class Ledger:
         if len(found) != length or (found and found[-1].hash != head):
             raise Refusal(["ledger-truncated"], "the ledger does not end at its signed head")
         return iter(found)
+
+    def position(self) -> Position:
+        """Where the next entry will stand. `Refusal` ledger-…"""
+        try:
+            with self._locked():
+                length, head = self._recovered()
+                return Position(length, head, (self.folder / ENTRIES).stat().st_size)
+        except OSError as error:
+            raise Refusal(["ledger-unreadable"], f"the ledger cannot be read: {error.strerror}") from None
+
+    def since(self, position: Position) -> list[Entry]:
+        """The entries from there to the signed head, chained to it: what they say is in the signed ledger, at the cost of their
+        own number. Whether the chain before them is whole is for `entries` and `rapha ledger verify`. `Refusal` ledger-…"""
+        try:
+            with self._locked():
+                length, head = self._recovered()
+                with (self.folder / ENTRIES).open("rb") as lines:
+                    lines.seek(position.size)
+                    found = list(read_on(lines, position.length, position.head))
+        except OSError as error:
+            raise Refusal(["ledger-unreadable"], f"the ledger cannot be read: {error.strerror}") from None
+        if position.length + len(found) != length or (found[-1].hash if found else position.head) != head:
+            raise Refusal(["ledger-truncated"], "the ledger does not end at its signed head")
+        return found
 
     def recover(self) -> int:
         """Finishes or takes back an append that a crash cut short; the number of entries. For a node's start."""

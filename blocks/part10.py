@@ -21,7 +21,8 @@ UNREADABLE: tuple[type[Exception], ...] = (
     LookupError,
     AttributeError,
     ArithmeticError,
-    RuntimeError,  # NotImplementedError for an unknown VR, RecursionError for sequences without an end
+    NotImplementedError,  # an unknown VR
+    RecursionError,  # sequences without an end
     EOFError,
     OSError,
     struct.error,

@@ -111,6 +111,11 @@ class Profile:
     secrets: frozenset[str] = frozenset()
     polled: tuple[str, ...] = ("primary",)
 
+    @property
+    def variables(self) -> frozenset[str]:
+        """The environment variables that the endpoints' tokens are taken from."""
+        return frozenset(one.removeprefix("env:") for one in self.secrets if one.startswith("env:"))
+
     def __repr__(self) -> str:
         return f"Profile({self.mode}, {', '.join(self.endpoints)})"
 

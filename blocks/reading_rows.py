@@ -161,7 +161,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyLease:
-    """One claimed study. study_uid: in clear, for this process's memory alone; order: how often it was re-opened."""
+    """One claimed study. study_uid: in clear, for this process's memory alone; order: how often it was re-opened; tries: how
+    often it failed since it was opened or replayed."""
 
     row: int
     attempt: int
@@ -175,6 +176,7 @@ class StudyLease:
     registered_at: int
     content_at: int
     order: int
+    tries: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,11 +41,6 @@ KEYS = ("ledger.key", "audit.pem", "study.pem", "study.pub")
 RECEIVER_ALONE = RECEIVER_KEY  # the journal's key: no flow has it
 
 
-def reads(environment: Mapping[str, str]) -> bool:
-    """Whether this node is to read: a profile alone, for `rapha pacs`, makes no reading service."""
-    return all(environment.get(name, "").strip() for name in ("RAPHA_PROFILE_PATH", "RAPHA_REGISTER_KEY_BASE64"))
-
-
 def reading_problems(environment: Mapping[str, str]) -> dict[str, str]:
     """code -> sentence, for every setting and key that the reading service lacks; empty where it may be configured so."""
     found = {f"missing-{_kebab(name)}": f"{name} is not set" for name in NEEDED if not environment.get(name, "").strip()}

@@ -74,6 +74,7 @@ class Shelf:
             registered_at=row.registered_at,
             content_at=row.content_at,
             order=row.opening,
+            tries=row.tries,
         )
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from blocks.archive import Archive
 from blocks.audit import AuditTrail, open_audit_trail
 from blocks.kept import KeptFiles
 from blocks.ledger import Ledger
@@ -21,13 +20,13 @@ from blocks.receiver import Receiver
 from blocks.sealed_columns import SealedColumns, column_key
 from blocks.study import StudyReader
 from blocks.witnessed import WitnessedArchive
+from flows.pacs.endpoints import witnessed
 from policies.polling import PollSettings
 from rapha.canonical import digest, digest_of
 from rapha.errors import ConfigurationError
 from rapha.signing import load_private
 from tasks.attempt import Attempt
 from tasks.reading.analyse import AnalyseLimits
-from tasks.shared.probe import read_record
 
 LEASE_SECONDS, LEAST_LEASE, MOST_LEASE = 120, 5, 3600
 
@@ -111,12 +110,9 @@ class Clinic:
     def launcher(self) -> Path:
         return Path(self.environment["RAPHA_MODEL_LAUNCHER_SOCKET"])
 
-    def archive(self, name: str) -> Archive:
+    def archive(self, name: str) -> WitnessedArchive:
         """Raises `ConfigurationError(pacs-unknown)`, `Refusal(capabilities-odd)`."""
-        if name not in self.profile.endpoints:
-            raise ConfigurationError(["pacs-unknown"], "a study is registered for an endpoint that the profile does not name")
-        plain = Archive(self.profile.endpoints[name], read_record(self.state / "capabilities", name))
-        return WitnessedArchive(plain, self.trail, self.person)
+        return witnessed(self.profile, name, self.state, self.trail, self.person)
 
     def polling(self, name: str) -> PollSettings:
         return PollSettings(pacs=name, most=self.profile.endpoints[name].max_results)

@@ -17,16 +17,14 @@ from blocks.witnessed import inward, outward, sop_classes
 from flows.clinic import Clinic
 from policies.audit_message import SopClass
 from policies.completeness import Proof
-from policies.uid import derived_uid
 from rapha.errors import PeerError, Refusal
 from tasks.reading import analyse as analysing
 from tasks.reading import complete as completing
 from tasks.reading import keep as keeping
+from tasks.reading import prove as proving
 from tasks.reading import retrieve as retrieving
 from tasks.reading.retrieve import Kept
 
-COMMITMENT = "storage commitment"
-COMMITMENT_SECONDS = 20.0
 log = logging.getLogger("rapha.reading")
 SR_NAME = "Comprehensive 3D SR"
 
@@ -37,6 +35,7 @@ class Course:
     def __init__(self, clinic: Clinic, lease: StudyLease) -> None:
         self.clinic, self.lease = clinic, lease
         self.attempt, self.archive = clinic.attempt(lease), clinic.archive(lease.pacs)
+        self.began = clinic.ledger.position()
         self.register, self.open = clinic.register, ExitStack()
         self.study = self.open.enter_context(clinic.study())
         self.receiver = clinic.receiver()
@@ -112,7 +111,7 @@ class Course:
         what = self._about([SopClass(built.sop_class, 1, (built.sop_uid,))])
         with self._told("store", outward(self.archive.endpoint, self.clinic.person, what)):
             if self.study.store(self.lease.pacs, built.path) == "known":
-                self._same()
+                self._same(built)
 
     def prove(self) -> None:
         """Storage commitment where the archive offers it, else the report is read back and compared."""
@@ -120,22 +119,18 @@ class Course:
         built = self.built
         if built is None:
             return
-        if COMMITMENT in self.archive.capabilities.services and self.receiver is not None:
-            transaction = derived_uid("transaction", [built.sop_uid, self.attempt.nonce])
-            pair = [(built.sop_class, built.sop_uid)]
-            report = self.archive.commit(pair, transaction, seconds=COMMITMENT_SECONDS, elsewhere=self.receiver.commitment)
-            if built.sop_uid not in report.committed:
-                raise PeerError("report-not-committed", "the archive does not commit to the report", peer="pacs")
+        if proving.commits(self.archive, self.receiver):
+            proving.committed(self.archive, self.receiver, built, self.attempt.nonce)
             self.proof = "commitment"
             return
-        self._same()
+        self._same(built)
         self.proof = "read-back"
 
     def complete(self) -> str:
         """The closing statement; the study is done only once it stands in the ledger. The state it ends in."""
         digest = self.built.sha256 if self.built else ""
         completing.complete(self.arrival, self.lease, self.attempt, self.register, report=digest, proof=self.proof)
-        if not completing.was_completed(self.attempt):
+        if not completing.was_completed(self.attempt, self.began):
             raise Refusal(["statement-missing"], "the closing statement is not in the ledger", gate="completeness")
         self.over = self.register.finish(self.lease, int(time.time()), notices=self._notices())
         return self.over
@@ -234,19 +229,10 @@ class Course:
     def _files(self) -> list[Path]:
         return [self.kept[uid].path for uid in sorted(self.kept)] + ([self.built.path] if self.built else [])
 
-    def _same(self) -> None:
-        assert self.built is not None  # noqa: S101 - its callers have looked
-        what = self._about([SopClass(self.built.sop_class, 1, (self.built.sop_uid,))])
+    def _same(self, built: BuiltReport) -> None:
+        what = self._about([SopClass(built.sop_class, 1, (built.sop_uid,))])
         with self._told("transfer", inward(self.archive.endpoint, self.clinic.person, what)):
-            self._held_to()
-
-    def _held_to(self) -> None:
-        assert self.built is not None  # noqa: S101 - its callers have looked
-        found = self.study.verify(self.lease.pacs, self.built.path)
-        if found == "other":
-            raise Refusal(["report-conflict"], "the archive holds another object under the report's UID", gate="store")
-        if found != "same":
-            raise PeerError("report-not-there", "the archive does not give the report back", peer="pacs")
+            proving.given_back(self.study, self.lease.pacs, built)
 
     def _told(self, kind: str, act: Act) -> AbstractContextManager[Audited]:
         """The act's begin in the audit trail before it, its end after it, about this study's patient."""

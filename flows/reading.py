@@ -36,10 +36,9 @@ log = logging.getLogger("rapha.reading")
 RENEWALS = 6  # of a lease in its own time
 FIRST_PAUSE = 60  # seconds before a failed study is tried again; doubled each time
 SHIFT_SECONDS, IDLE_SECONDS = 3300.0, 45.0
-TELL_SECONDS = 5.0  # between two looks at what somebody is to be told
+MIND_SECONDS = 5.0  # between two looks at what is owed beside the studies in flight
 
 _courses: dict[int, Course] = {}
-_tellers: dict[int, Clinic] = {}
 
 
 async def halt(task: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
@@ -78,8 +77,7 @@ def _complete(row: int) -> str:
     return _courses[row].complete()
 
 
-def _tell(number: int) -> dict[str, int]:
-    clinic = _tellers[number]
+def _tell(clinic: Clinic) -> dict[str, int]:
     by = notifications(clinic.profile)
     if by is None:
         return {}
@@ -113,16 +111,16 @@ def poll(pacs: str = "primary") -> dict[str, int]:
 async def drain(seconds: float = SHIFT_SECONDS, idle: float = IDLE_SECONDS) -> dict[str, int]:
     """One worker's shift: claims what is owed, the urgent first, and brings it to its end. How many rows came to which end."""
     clinic = _opened()
-    await asyncio.to_thread(clinic.register.reap, int(time.time()))
+    await asyncio.to_thread(clinic.register.reap, int(time.time()))  # first: what was lost is worked on in this very shift
     await asyncio.to_thread(tidy, clinic)
     shift = Shift(lambda: _claimed(clinic), lambda lease: _studied(clinic, lease), clinic.most, idle, time.monotonic() + seconds)
     over = asyncio.Event()
-    teller = asyncio.ensure_future(_telling(clinic, shift, over))
+    beside = asyncio.ensure_future(_minded(clinic, shift, over))
     try:
         return await shift.work()
     finally:
         over.set()
-        await teller
+        await beside
 
 
 def named() -> str:
@@ -148,23 +146,27 @@ def _opened() -> Clinic:
     return clinic
 
 
-async def _telling(clinic: Clinic, shift: Shift[StudyLease], over: asyncio.Event) -> None:
-    """Sends what is owed while the shift lasts, shows what waits, and both once more when it is over."""
+async def _minded(clinic: Clinic, shift: Shift[StudyLease], over: asyncio.Event) -> None:
+    """While the shift lasts, and once more when it is over: takes back leases that ran out, tells, and shows what waits."""
     board = Board(clinic.worker.partition(":")[0])
-    while not over.is_set():
+    while True:
+        last = over.is_set()
+        await _looked_after(clinic, shift, board)
         await _told(clinic)
-        await _shown(clinic, shift, board)
+        if last:
+            return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(over.wait(), TELL_SECONDS)
-    await _told(clinic)
-    await _shown(clinic, shift, board)
+            await asyncio.wait_for(over.wait(), MIND_SECONDS)
 
 
-async def _shown(clinic: Clinic, shift: Shift[StudyLease], board: Board) -> None:
+async def _looked_after(clinic: Clinic, shift: Shift[StudyLease], board: Board) -> None:
+    """A worker that dies leaves its studies to whoever works on: their leases may run out long after that one's start."""
     try:
+        await asyncio.to_thread(clinic.register.reap, int(time.time()))
         queue = await asyncio.to_thread(clinic.register.queue)
-    except RaphaError:
-        return  # the register's failure is the stages' to tell
+    except RaphaError as error:
+        log.warning("the register: %s", ", ".join(error.codes))
+        return
     await asyncio.to_thread(board.show, queue, dict(shift.ends))
 
 
@@ -172,8 +174,7 @@ async def _told(clinic: Clinic) -> None:
     """One round, where something is owed. A server that is down is seen in the engine, and tried again at the next round."""
     try:
         if await asyncio.to_thread(clinic.register.owes_notice, int(time.time())):
-            _tellers[id(clinic)] = clinic
-            await tell(id(clinic))
+            await tell(clinic)
     except RaphaError as error:
         log.warning("tell: %s", ", ".join(error.codes))
     except ENGINE_FAILED:
@@ -247,7 +248,7 @@ def _failed(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:
     """What failed is tried again later while it is a peer that failed; else, and after too many tries, it is a dead letter."""
     now = int(time.time())
     _alerted(clinic, lease, error)
-    retry_at = now + FIRST_PAUSE * 2 ** (lease.attempt - 1) if isinstance(error, PeerError) else None
+    retry_at = now + FIRST_PAUSE * 2**lease.tries if isinstance(error, PeerError) else None
     try:
         clinic.attempt(lease).record("ended", state="failed", codes=sorted(error.codes), row=lease.row)
         return clinic.register.fail(lease, list(error.codes), now, retry_at=retry_at)

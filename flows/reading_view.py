@@ -5,17 +5,14 @@ A view and nothing else: when it cannot be drawn, the work goes on. Rows and cod
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.exceptions import PrefectException
 
 from blocks.reading import QueuedStudy
+from flows.drawing import drawn, replace
 
 log = logging.getLogger("rapha.view")
 MOST = 50  # rows of the table
@@ -39,10 +36,10 @@ class Board:
             return
         self._shown = data
         if self._table is not None:
-            _replace(self._table, data)
+            replace(self._table, data)
             return
         told = "What is owed, the next first, and what this shift brought to an end. The register decides, not this table."
-        self._table = _drawn(lambda: create_table_artifact(json.loads(data), key=self._key, description=told, **_NOW))
+        self._table = drawn(lambda: create_table_artifact(json.loads(data), key=self._key, description=told, **_NOW))
 
 
 class Bar:
@@ -61,11 +58,11 @@ class Bar:
         log.info("row %d: %s %d of %d", self._row, model, handed, total)
         bar = self._bar
         if bar is not None:
-            _drawn(lambda: update_progress_artifact(bar, progress=float(percent), **_NOW))
+            drawn(lambda: update_progress_artifact(bar, progress=float(percent), **_NOW))
             return
         told = f"Row {self._row}: what the model was handed of the study."
         key = f"analysis-row-{self._row}"
-        self._bar = _drawn(lambda: create_progress_artifact(float(percent), key=key, description=told, **_NOW))
+        self._bar = drawn(lambda: create_progress_artifact(float(percent), key=key, description=told, **_NOW))
 
 
 def _line(one: QueuedStudy) -> dict[str, str]:
@@ -75,21 +72,3 @@ def _line(one: QueuedStudy) -> dict[str, str]:
 def _row(number: str, state: str, stage: str = "", codes: str = "") -> dict[str, str]:
     """The columns stand in the order of these names."""
     return {"row": number, "state": state, "stage": stage, "codes": codes}
-
-
-def _replace(artifact: UUID, data: str) -> None:
-    def draw() -> UUID:
-        with get_client(sync_client=True) as client:
-            client.update_artifact(artifact_id=artifact, artifact=ArtifactUpdate(data=data))
-        return artifact
-
-    _drawn(draw)
-
-
-def _drawn(draw: Callable[[], object]) -> UUID | None:
-    try:
-        made = draw()
-    except (PrefectException, httpx.HTTPError) as error:
-        log.warning("the engine's view could not be drawn: %s", type(error).__name__)
-        return None
-    return made if isinstance(made, UUID) else None

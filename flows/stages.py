@@ -4,7 +4,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import httpx
 from prefect import task
@@ -60,24 +60,24 @@ Hook = Callable[[Task[..., Any], TaskRun, State[Any]], Awaitable[None]]
 
 
 def async_stage(
-    body: Callable[Concatenate[int, P], R],
+    body: Callable[P, R],
     name: str,
     *,
     retries: int = PEER_RETRIES,
     on_failure: Sequence[Hook] = (),
     named: str = "{name} row {row}",
-) -> Task[Concatenate[int, P], Coroutine[Any, Any, R]]:
-    """The same for one of many rows in flight: its blocking body runs in a thread of the loop's pool.
+) -> Task[P, Coroutine[Any, Any, R]]:
+    """The same inside an asynchronous flow: its blocking body runs in a thread of the loop's pool.
 
-    named: the task run's name, `{row}` for the row's number; a study's stage, which has one, waits for its turn among those that
-    may run at once (`flows.pace`).
+    named: the task run's name, `{row}` for the parameter `row`; a study's stage, which has one, waits for its turn among those
+    that may run at once (`flows.pace`).
     """
     plain, of_study = coded(body), "{row}" in named
 
     @functools.wraps(body)
-    async def run(row: int, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def run(*args: P.args, **kwargs: P.kwargs) -> R:
         async with pace().turn() if of_study else nullcontext():
-            return await asyncio.to_thread(plain, row, *args, **kwargs)
+            return await asyncio.to_thread(plain, *args, **kwargs)
 
     return task(
         name=name,

@@ -5,24 +5,20 @@ A view and nothing else: when it cannot be drawn, the run goes on. Each is one a
 """
 
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.exceptions import PrefectException
 
-log = logging.getLogger("rapha.view")
+from flows.drawing import drawn, replace
+
 PARTIES = ("hospital", "node owner", "onboarder", "protocol")
 DECIMALS = 6  # USDC's, and those of the development chain's token
 
@@ -64,10 +60,10 @@ class View:
         row |= {"checks": checks, "subject": subject, "time (UTC)": datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")}
         self._rows.append(row)
         if self._table is not None:
-            self._replace(self._table, json.dumps(self._rows))
+            replace(self._table, json.dumps(self._rows))
             return
         rows = list(self._rows)
-        self._table = self._draw(lambda: create_table_artifact(rows, key=f"verdicts-{self._name}", description=self._told))
+        self._table = drawn(lambda: create_table_artifact(rows, key=f"verdicts-{self._name}", description=self._told))
 
     def progress(self, handed: int, expected: int) -> None:
         """Records handed to the trainer, as a share of epochs times records; 100 is kept for the end."""
@@ -83,31 +79,13 @@ class View:
         self._shown = percent
         if self._bar is None:
             told = f"Training: records handed to the sandbox, of {expected} (epochs times records); 100 % when its gate cleared."
-            self._bar = self._draw(
-                lambda: create_progress_artifact(float(percent), key=f"training-{self._name}", description=told)
-            )
+            self._bar = drawn(lambda: create_progress_artifact(float(percent), key=f"training-{self._name}", description=told))
             return
         bar = self._bar
-        self._draw(lambda: update_progress_artifact(bar, progress=float(percent)))
+        drawn(lambda: update_progress_artifact(bar, progress=float(percent)))
 
     def receipt(self, lines: Mapping[str, str]) -> None:
         """The end of it, as a short table."""
         text = "\n".join(["| what | value |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in lines.items())])
         told = "What left the node, and who was credited. `rapha receipt verify` checks it without the node."
-        self._draw(lambda: create_markdown_artifact(text, key=f"receipt-{self._name}", description=told))
-
-    def _replace(self, artifact: UUID, data: str) -> None:
-        def draw() -> UUID:
-            with get_client(sync_client=True) as client:
-                client.update_artifact(artifact_id=artifact, artifact=ArtifactUpdate(data=data))
-            return artifact
-
-        self._draw(draw)
-
-    def _draw(self, draw: Callable[[], object]) -> UUID | None:
-        try:
-            made = draw()
-        except (PrefectException, httpx.HTTPError) as error:
-            log.warning("the engine's view could not be drawn: %s", type(error).__name__)
-            return None
-        return made if isinstance(made, UUID) else None
+        drawn(lambda: create_markdown_artifact(text, key=f"receipt-{self._name}", description=told))

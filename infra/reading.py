@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from blocks.endpoint import Endpoint
@@ -98,18 +98,20 @@ def _study(values: Mapping[str, str], profile: Profile, environment: Mapping[str
         argv += ["--sealed", folder]
     argv += ["--store", values["RAPHA_STUDY_STORE"], "--profile", values["RAPHA_PROFILE_PATH"]]
     argv += ["--models", values["RAPHA_MODELS_PATH"], "--capabilities", str(state / "capabilities")]
-    return Member("study", argv, {**base, **_named(profile, environment, mail=False)})
+    return Member("study", argv, {**base, **_taken(profile.variables, environment)})
 
 
 def secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the profile takes secrets from (`env:NAME`); empty without a profile."""
+    """The variables that the profile takes secrets from (`env:NAME`), the mail server's too; empty without a profile."""
     path = environment.get("RAPHA_PROFILE_PATH", "").strip()
-    return _named(load_profile(Path(path), environment), environment, mail=True) if path else {}
+    if not path:
+        return {}
+    profile = load_profile(Path(path), environment)
+    mail = str(profile.values.get("notifications.email.password", ""))
+    return _taken({*profile.variables, *([mail.removeprefix("env:")] if mail.startswith("env:") else [])}, environment)
 
 
-def _named(profile: Profile, environment: Mapping[str, str], *, mail: bool) -> dict[str, str]:
-    references = [*profile.secrets, *([str(profile.values.get("notifications.email.password", ""))] if mail else [])]
-    names = {one.removeprefix("env:") for one in references if one.startswith("env:")}
+def _taken(names: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in names if name in environment}
 
 

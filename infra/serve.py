@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from blocks.reading_settings import BIND, RECEIVER_ALONE, reading_values, reads
+from blocks.halves import halves
+from blocks.reading_settings import BIND, RECEIVER_ALONE, reading_values
 from blocks.settings import READER_ALONE, Settings, load
 from infra import reading
 from infra.engine import engine_environment, prepare, server, worker
@@ -145,7 +146,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
     try:
-        settings = load(os.environ) if options.only != "read" else None
+        settings = load(os.environ) if "training" in halves(os.environ, options.only) else None
         state = settings.path("RAPHA_STATE_DIR") if settings else Path(reading_values(os.environ)["RAPHA_STATE_DIR"])
         group = Supervisor(private(state) / "logs")
         return _served(group, state, settings, options, over)
@@ -169,7 +170,7 @@ def private(state: Path) -> Path:
 def _served(group: Supervisor, state: Path, settings: Settings | None, options: argparse.Namespace, over: threading.Event) -> int:
     engine = engine_environment(state / "engine", options.engine_port)
     base = base_environment(os.environ)
-    wanted = options.only == "read" or (options.only is None and reads(os.environ))
+    wanted = "reading" in halves(os.environ, options.only)
     inside = inside_by(options.namespace)
     # Where training receives by C-MOVE the receiver sees clear fragments of a job's data: it has no outside line either.
     moves = settings is not None and bool(settings.optional("RAPHA_TRAINING_ENDPOINT") and settings.optional(BIND))

@@ -13,7 +13,7 @@ elsewhere. `ledger.lock` orders those who write, and lets a reader see a line an
 import base64
 import fcntl
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,14 +101,18 @@ def read_entry(raw: bytes) -> Entry:
 
 def read(folder: Path) -> Iterator[Entry]:
     """The chain, checked link by link; `Refusal` at the first bad entry. For a door that trusts nothing it did not check."""
-    prev, seq = genesis(_ledger_id(folder)), 0
     with (folder / ENTRIES).open("rb") as lines:
-        for raw in lines:
-            entry = read_entry(raw)
-            if entry.seq != seq or entry.prev != prev or _hash(entry) != entry.hash:
-                raise Refusal(["ledger-broken"], f"the ledger's chain breaks at entry {seq}")
-            yield entry
-            prev, seq = entry.hash, seq + 1
+        yield from read_on(lines, 0, genesis(_ledger_id(folder)))
+
+
+def read_on(lines: Iterable[bytes], seq: int, prev: str) -> Iterator[Entry]:
+    """The chain on from entry `seq`, whose `prev` is the hash before it; `Refusal` at the first bad entry."""
+    for raw in lines:
+        entry = read_entry(raw)
+        if entry.seq != seq or entry.prev != prev or _hash(entry) != entry.hash:
+            raise Refusal(["ledger-broken"], f"the ledger's chain breaks at entry {seq}")
+        yield entry
+        prev, seq = entry.hash, seq + 1
 
 
 def signed_head(length: int, head: str) -> bytes:

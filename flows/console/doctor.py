@@ -4,8 +4,7 @@ import os
 
 import cyclopts
 
-from flows.console.halves import halves
-from flows.console.serve import Half
+from blocks.halves import Half, halves
 from flows.doctor import examine
 from flows.finding import Finding
 from flows.reading_doctor import examine_reading
@@ -27,7 +26,7 @@ def doctor(*, only: Half | None = None, as_json: AsJson = False) -> Result:
     only
         One half of a node: train, or read. Every half that is configured, when left out.
     """
-    wanted = {"train": ("training",), "read": ("reading",), None: halves()}[only]
+    wanted = halves(os.environ, only)
     findings = list(examine(os.environ)) if "training" in wanted else []
     findings += examine_reading(os.environ) if "reading" in wanted else []
     codes = sorted({finding.code for finding in findings if not finding.ok})

@@ -9,9 +9,9 @@ from typing import Any
 import cyclopts
 
 from blocks.audit import Act, audited, open_audit_trail
+from blocks.halves import halves
 from blocks.reading import ReadingRegister, open_reading_register
 from flows.console.announce import COMMANDS
-from flows.console.halves import halves
 from flows.node import Node
 from flows.person import person
 from rapha.canonical import digest

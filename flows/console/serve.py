@@ -2,19 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
 
+from blocks.halves import Half, halves
 from blocks.profile import load_profile
-from blocks.reading_settings import reads
+from blocks.reading_settings import reading_values
 from blocks.settings import load
 from flows.console.demo import HOME, replace_process
 from rapha.console.app import AsJson, Result
-from rapha.errors import ConfigurationError
-
-Half = Literal["train", "read"]
 
 
 def register(app: cyclopts.App) -> None:
@@ -31,16 +29,19 @@ def serve(
         str | None, Parameter(help="Command words that enter the namespace of keeper, reader and launcher.")
     ] = None,
     only: Annotated[
-        Half | None, Parameter(help="One half of a node: train, or read. Both, where RAPHA_PROFILE_PATH is set.")
+        Half | None, Parameter(help="One half of a node: train, or read. Each that is configured, when left out.")
     ] = None,
 ) -> None:
     """The node: engine, worker, webhook, keeper, reader, launcher and attester as one supervised process group.
 
-    With a profile the reading service too: receiver, study reader, launcher of models. Starts only with complete settings.
+    Where it reads too: receiver, study reader, launcher of models. Starts only with complete settings.
     Example: `rapha serve --engine-port 4200`
     """
-    if "training" in _halves(only):
+    wanted = halves(os.environ, only)
+    if "training" in wanted:
         load(os.environ)
+    if "reading" in wanted:
+        reading_values(os.environ)
     arguments = ["--engine-port", str(engine_port), "--health-port", str(health_port)]
     arguments += ["--only", only] if only else []
     arguments += ["--namespace", namespace] if namespace else []
@@ -50,20 +51,11 @@ def serve(
 def deploy(*, only: Half | None = None, as_json: AsJson = False) -> Result:
     """Registers the work pool and the deployments of prefect.yaml on the engine at PREFECT_API_URL.
 
-    Those of the reading service where RAPHA_PROFILE_PATH is set. Example: `rapha deploy`
+    Those of each half that is configured. Example: `rapha deploy`
     """
     from flows.deploying import deploy_all  # the flows and the engine's client take seconds to import
 
-    wanted = _halves(only)
-    profile = load_profile(Path(os.environ["RAPHA_PROFILE_PATH"])) if "reading" in wanted else None
+    wanted = halves(os.environ, only)
+    profile = load_profile(Path(reading_values(os.environ)["RAPHA_PROFILE_PATH"])) if "reading" in wanted else None
     names = deploy_all(HOME, wanted, profile)
     return Result({"deployed": names}, [f"deployed: {name}" for name in names])
-
-
-def _halves(only: Half | None) -> tuple[str, ...]:
-    """What this node does. Raises `ConfigurationError` where it is to read without a profile."""
-    if only == "read" and not os.environ.get("RAPHA_PROFILE_PATH", "").strip():
-        raise ConfigurationError(["missing-profile-path"], "RAPHA_PROFILE_PATH is not set: which archives are read?")
-    if only is not None:
-        return ("reading",) if only == "read" else ("training",)
-    return ("training", "reading") if reads(os.environ) else ("training",)

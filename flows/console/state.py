@@ -10,9 +10,9 @@ from typing import Any
 
 import cyclopts
 
+from blocks.halves import halves
 from blocks.profile import load_profile
 from blocks.reading import open_reading_register
-from flows.console.halves import halves
 from flows.doctor import examine
 from flows.node import Node
 from flows.reading_health import overall, reading_components

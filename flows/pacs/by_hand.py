@@ -11,15 +11,15 @@ from blocks.receiver import Receiver
 from blocks.study import BuiltReport, SealedFile, StudyReader
 from blocks.witnessed import WitnessedArchive, inward, outward
 from flows.clinic import Clinic
-from flows.course import COMMITMENT, COMMITMENT_SECONDS, SR_NAME
+from flows.course import SR_NAME
 from flows.pacs.sealed import SealedStudy
 from policies.audit_message import SopClass
 from policies.findings import Finding
 from policies.given_results import Given, read_given
 from policies.model import Model
-from policies.uid import derived_uid
-from rapha.errors import PeerError, Refusal
+from rapha.errors import Refusal
 from tasks.attempt import Attempt
+from tasks.reading import prove as proving
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +95,11 @@ class _Work:
         what = Study(self.sealed.study, sop_classes=(SopClass(built.sop_class, 1, (built.sop_uid,)),))
         with self._told("store", outward(self.archive.endpoint, person, what)):
             outcome = self.reader.store(name, built.path)
-        if outcome == "stored" and COMMITMENT in self.archive.capabilities.services and self.receiver is not None:
-            transaction = derived_uid("transaction", [built.sop_uid, attempt.nonce])
-            pair = [(built.sop_class, built.sop_uid)]
-            told = self.archive.plain.commit(pair, transaction, seconds=COMMITMENT_SECONDS, elsewhere=self.receiver.commitment)
-            if built.sop_uid not in told.committed:
-                raise PeerError("report-not-committed", "the archive does not commit to the report", peer="pacs")
+        if outcome == "stored" and proving.commits(self.archive, self.receiver):
+            proving.committed(self.archive.plain, self.receiver, built, attempt.nonce)
             return "commitment"
         with self._told("transfer", inward(self.archive.endpoint, person, what)):
-            found = self.reader.verify(name, built.path)
-        if found == "other":
-            raise Refusal(["report-conflict"], "the archive holds another object under the report's UID", gate="store")
-        if found != "same":
-            raise PeerError("report-not-there", "the archive does not give the report back", peer="pacs")
+            proving.given_back(self.reader, name, built)
         return "read-back"
 
     def _told(self, kind: str, act: Act) -> Any:

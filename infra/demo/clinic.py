@@ -5,8 +5,6 @@ import os
 import time
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from pydicom.dataset import Dataset
 
 from blocks.archive import Archive
@@ -15,10 +13,11 @@ from blocks.models import site_list
 from blocks.profile import load_profile
 from infra import serve
 from infra.demo.authority import mail_certificate
-from infra.demo.layout import Layout, write_secret
+from infra.demo.layout import Layout
 from infra.demo.papers import Ports
 from infra.hospital.reading_cohort import file_bytes, make_study
 from infra.supervisor import Member
+from tasks.shared.beginning import write_study_key
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 TITLE, ARCHIVE = "RAPHA", "HOSPITAL"
@@ -55,7 +54,8 @@ notifications:
 
 def papers(layout: Layout, sockets: Path, ports: Ports) -> dict[str, str]:
     """Profile, list of models, keys and certificate, made where they are missing; the settings that name them."""
-    _study_key(layout)
+    if not (layout.node_keys / "study.pem").exists():
+        write_study_key(layout.node_keys)
     mail_certificate(layout.private / "mail")
     known = {"dimse": ports.dimse, "web": ports.archive, "mail": ports.mail, "archive": ARCHIVE, "title": TITLE}
     bundle, persons = layout.private / "mail" / "ca.pem", ", ".join(PERSONS)
@@ -114,12 +114,3 @@ def send(layout: Layout, environment: dict[str, str], study: list[Dataset]) -> N
         objects.append(ToStore(path, str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), syntax))
     endpoint = load_profile(Path(environment["RAPHA_PROFILE_PATH"]), environment).endpoints["primary"]
     Archive(endpoint).store(str(study[0].StudyInstanceUID), objects)
-
-
-def _study_key(layout: Layout) -> None:
-    if (layout.node_keys / "study.pem").exists():
-        return
-    key = X25519PrivateKey.generate()
-    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    (layout.node_keys / "study.pub").write_bytes(public)
-    write_secret(layout.node_keys / "study.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode())

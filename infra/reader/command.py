@@ -24,6 +24,6 @@ def retrieving(settings: Settings, environment: Mapping[str, str]) -> tuple[list
     if settings.optional("RAPHA_RECEIVER_BIND") or settings.optional("RAPHA_RECEIVER_SOCKET"):
         options += ["--receiver", settings.optional("RAPHA_RECEIVER_SOCKET") or str(state / "run/receiver.sock")]
         options += ["--received", settings.optional("RAPHA_RECEIVER_STORE") or str(state / "received")]
-    named = {one.removeprefix("env:") for one in load_profile(Path(profile), environment).secrets if one.startswith("env:")}
+    named = load_profile(Path(profile), environment).variables
     needed = {name: environment[name] for name in named if name in environment}
     return options, {MODE: environment.get(MODE, "false"), **needed}

@@ -28,7 +28,12 @@ MAX_HEADER = 64 << 20
 MAX_ARRAY = 512 << 20
 UNDEFINED = 0xFFFFFFFF
 # Everything that pydicom and numpy raise on malformed input; what they say may quote a value and is dropped.
-PARSER_ERRORS: tuple[type[Exception], ...] = (*UNREADABLE, AssertionError, MemoryError)
+PARSER_ERRORS: tuple[type[Exception], ...] = (
+    *UNREADABLE,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+)  # the last: of pixel decoders
 _IDENTIFIERS = {0x00100020: "patient", 0x0020000D: "study", 0x00080050: "accession", 0x00080018: "record"}
 TAGS: list[Any] = sorted(
     {int(tag, 16) for tag in ALLOWED}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from blocks.ledger import Position
 from blocks.reading import ReadingRegister, StudyLease
 from policies.completeness import COMPLETENESS_GATE, CompletenessEvidence, Proof, completeness_facts
 from policies.gate import Evidence
@@ -27,8 +28,9 @@ def complete(
     return require(COMPLETENESS_GATE, evidence, attempt)
 
 
-def was_completed(attempt: Attempt) -> bool:
-    """Whether the ledger holds this attempt's cleared statement: without it a study is not done. Raises `Refusal` ledger-…."""
+def was_completed(attempt: Attempt, since: Position) -> bool:
+    """Whether the ledger holds this attempt's cleared statement: without it a study is not done. since: where the ledger stood
+    when the attempt began. Raises `Refusal` ledger-…."""
     return any(
         entry.kind == "verdict"
         and entry.body.get("job") == attempt.job
@@ -36,5 +38,5 @@ def was_completed(attempt: Attempt) -> bool:
         and entry.body.get("nonce") == attempt.nonce
         and entry.body.get("gate") == COMPLETENESS_GATE.name
         and entry.body.get("verdict") == "cleared"
-        for entry in attempt.ledger.entries()
+        for entry in attempt.ledger.since(since)
     )

@@ -21,8 +21,6 @@ from tasks.attempt import Attempt
 from tasks.gate import Cleared, require
 from tasks.shared.moving import Level, by_move, until_delivered
 
-KINDS_OF_OTHERS = ("SR", "PR", "KO")
-
 
 @dataclass(frozen=True, slots=True)
 class Kept:

@@ -41,7 +41,7 @@ def begin(folder: Path, node_id: str, mode: Mode) -> dict[str, Path]:
     keys.mkdir(mode=0o700)
     ledger = write_private(keys / "ledger.key")
     signers = {"ledger": ledger, "audit": write_private(keys / "audit.pem")}
-    _study_key(keys)
+    write_study_key(keys)
     (folder / "public").mkdir()
     for name, key in signers.items():
         write_public(folder / "public" / f"{name}.pem", key.public_key())
@@ -83,8 +83,8 @@ def _write_env(path: Path, environment: Mapping[str, str]) -> None:
     path.write_text("# This node's settings, with its secrets:  set -a; . ./node.env; set +a\n" + "\n".join(lines) + "\n")
 
 
-def _study_key(keys: Path) -> None:
-    """The pair that the receiver seals to and the study reader opens with."""
+def write_study_key(keys: Path) -> None:
+    """A new pair in this folder: the receiver seals to study.pub, the study reader opens with study.pem."""
     key, private = X25519PrivateKey.generate(), keys / "study.pem"
     private.touch(mode=0o600)
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -124,6 +124,7 @@ def leased(register: ReadingRegister, attempt: Attempt) -> tuple[StudyLease, Cle
 @pytest.mark.parametrize(("status", "code"), [(0xA700, "store-full"), (0xC000, "store-refused"), (0x0122, "store-refused")])
 def test_store_that_fails_leaves_the_study_owed(tmp_path: Path, attempt: Attempt, status: int, code: str) -> None:
     register = opened(tmp_path)
+    began = attempt.ledger.position()
     lease, arrival = leased(register, attempt)
     one: ToStore = to_store()
     with Misbehaving([], stores=status) as pacs, pytest.raises(PeerError) as failed:
@@ -131,7 +132,7 @@ def test_store_that_fails_leaves_the_study_owed(tmp_path: Path, attempt: Attempt
     assert failed.value.codes == (code,)
     with pytest.raises(Refusal) as refused:
         complete(arrival, lease, attempt, register, report=digest(b"report"), proof="")
-    assert refused.value.codes == ("completeness-unproven",) and not was_completed(attempt)
+    assert refused.value.codes == ("completeness-unproven",) and not was_completed(attempt, began)
     assert register.fail(lease, list(failed.value.codes), 200, retry_at=300) == "scheduled"
     assert register.study(lease.row).codes == (code,)
     register.close()

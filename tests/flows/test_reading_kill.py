@@ -25,6 +25,7 @@ from blocks.part10 import read_meta
 from flows.clinic import LEAST_LEASE
 from flows.tidying import tidy
 from infra.hospital.reading_cohort import file_bytes, identifiers, make_study
+from policies.polling import FoundSeries, FoundStudy
 from rapha.canonical import digest, digest_of
 from rapha.ledger import read, verify
 from tasks.reading import poll as polling
@@ -271,3 +272,15 @@ def test_the_ledger_is_read_alike(by_move: Ward) -> None:
     """What the marks are read from is what the ledger's own reader reads."""
     lines = (by_move.folder / "state" / "ledger" / "entries.jsonl").read_bytes().count(b"\n")
     assert lines == sum(1 for _ in read(by_move.folder / "state" / "ledger"))
+
+
+def test_a_lease_that_runs_out_in_the_middle_of_a_shift_is_taken_back_in_it(by_move: Ward) -> None:
+    """The worker that held it died after this one had started: nobody else will look for an hour."""
+    register, now = by_move.clinic().register, int(time.time())
+    series = (FoundSeries(series_uid="2.25.71", modality="DX", instances=1),)
+    row = register.found("primary", FoundStudy(study_uid="2.25.7", series=series), now).row
+    assert register.claim("a worker that is dead", now, 6, row=row) is not None
+    ends = by_move.run("asyncio.run(flows.drain(seconds=60.0, idle=12.0))")
+    found = register.study(row)
+    assert (ends, found.attempt, found.codes) == ({"dead": 1}, 2, ("arrival-nothing",))
+    register.discard(register.dead_letters()[0].id, "it was never there", int(time.time()))

@@ -124,7 +124,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archives]:
         third = open_.enter_context(running_dcmqrscp(folder / "other", ours, {"KEEP": keep}))
         ports = {"primary": first.dicom_port, "second": second.dicom_port, "other": third}
         profile = PROFILE.format(first=first.dicom_port, second=second.dicom_port, third=third)
-        up = open_.enter_context(ward([], "", profile=profile, peers=tuple(TITLES.values()), ports={"receiver": ours}))
+        up = open_.enter_context(ward([], "", profile=profile, ports={"receiver": ours}))
         for name, studies in HELD.items():
             put(folder, ports[name], TITLES[name], studies)
             write_record(up.folder / "state" / "capabilities", probe(Archive(up.clinic().profile.endpoints[name]), 1))

@@ -388,3 +388,37 @@ def test_the_reader_stops_at_the_first_bad_entry(ledger: Ledger) -> None:
         for entry in read(ledger.folder):
             seen.append(entry.seq)
     assert seen == [0, 1, 2, 3] and refusal.value.codes == ("ledger-broken",)
+
+
+@pytest.mark.parametrize("at", [0, 1, LENGTH - 1, LENGTH])
+def test_what_came_since_a_position_is_the_end_of_the_whole(ledger: Ledger, tmp_path: Path, at: int) -> None:
+    other = Ledger.create(tmp_path / "other", KEY, "other")
+    for n in range(at):
+        other.append("mark", {"n": n}, at=1000 + n)
+    position = other.position()
+    assert other.since(position) == []
+    for n in range(at, LENGTH):
+        other.append("mark", {"n": n}, at=1000 + n)
+    assert other.since(position) == list(other.entries())[at:]
+    with pytest.raises(Refusal) as refusal:  # another ledger's entries are not on this chain
+        ledger.since(position)
+    assert refusal.value.codes[0].startswith("ledger-")
+
+
+@pytest.mark.parametrize("change", ["edited", "swapped", "deleted", "cut", "replayed"])
+def test_H04_what_came_since_a_position_is_found_changed(ledger: Ledger, change: str) -> None:
+    position = ledger.position()
+    for n in range(4):
+        ledger.append("more", {"n": n}, at=2000 + n)
+    kept = lines(ledger)
+    changed = {
+        "edited": [*kept[:-2], kept[-2].replace(b"2002", b"2009"), kept[-1]],
+        "swapped": [*kept[:-3], kept[-2], kept[-3], kept[-1]],
+        "deleted": [*kept[:-2], kept[-1]],
+        "cut": kept[:-1],
+        "replayed": [*kept[:-1], kept[-2]],
+    }[change]
+    (ledger.folder / ENTRIES).write_bytes(b"".join(changed))
+    with pytest.raises(Refusal) as refusal:
+        ledger.since(position)
+    assert refusal.value.codes in (("ledger-broken",), ("ledger-truncated",))
