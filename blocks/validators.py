@@ -8,10 +8,11 @@ what that says is judged by `verdict`, as here.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +28,7 @@ _LIMITS = tuple(f"-Djdk.xml.xpath{name}Limit=0" for name in ("TotalOp", "ExprOp"
 SAXON = Path("/usr/share/java/Saxon-HE.jar")
 # Each keeps a processor busy for seconds: with many studies in flight the others wait here, outside their own time.
 _ROOM = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
+_READ = re.compile(rb"^Root Template Validation Complete", re.M)
 _ENDED = {IOD: re.compile(rb""), TEMPLATE: re.compile(rb"^IOD validation complete", re.M)}
 
 
@@ -47,26 +49,34 @@ class Checked:
 
 def check(tool: str, report: bytes, *, seconds: float = SECONDS) -> Checked:
     """Runs one of the two. Raises `PeerError` validator-missing, validator-timeout, validator-failed (it gave no verdict)."""
-    path = shutil.which(tool)
-    if path is None:
-        raise PeerError(
-            "validator-missing",
-            f"{tool} is not installed (Debian: dicom3tools, pixelmed-apps, libsaxonhe-java)",
-            peer="validator",
-        )
+    path = installed(tool)
     with _ROOM, in_memory(report) as (fd, place):
+        process = subprocess.Popen(
+            [path, place],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(fd,),
+            start_new_session=True,  # one of them is a script: what it starts is ended with it
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "JAVA_TOOL_OPTIONS": " ".join(java_options())},
+        )
         try:
-            done = subprocess.run(
-                [path, place],
-                capture_output=True,
-                timeout=seconds,
-                check=False,
-                pass_fds=(fd,),
-                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "JAVA_TOOL_OPTIONS": " ".join(java_options())},
-            )
+            out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             raise PeerError("validator-timeout", f"{tool} did not end within {seconds:.0f} s", peer="validator") from None
-    return verdict(tool, done.stdout + b"\n" + done.stderr, done.returncode)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return verdict(tool, out + b"\n" + err, process.returncode)
+
+
+def installed(tool: str) -> str:
+    """Where the program is. Raises `PeerError(validator-missing)`."""
+    path = shutil.which(tool)
+    if path is None:
+        said = f"{tool} is not installed (Debian: dicom3tools, pixelmed-apps, libsaxonhe-java)"
+        raise PeerError("validator-missing", said, peer="validator")
+    return path
 
 
 def java_options() -> list[str]:
@@ -82,13 +92,17 @@ def java_options() -> list[str]:
 
 
 def verdict(tool: str, said: bytes, status: int = 0) -> Checked:
-    """What the tool's words and exit status mean. Raises `PeerError(validator-failed)` where they are no verdict."""
+    """What the tool's words and exit status mean. Raises `PeerError(validator-failed)` where they are no verdict.
+
+    The template validator ends well with a file that is no report, or is one after no template: that is an error of the file.
+    """
     errors, warnings = (len(re.findall(rb"^%b\b" % kind, said, re.M)) for kind in (b"Error", b"Warning"))
     # dciodvfy names the IOD that it found; without that line it read nothing.
     ended = _ENDED[tool].search(said) and (tool != IOD or re.search(rb"^[A-Za-z0-9]+SR$", said, re.M))
     if not ended or (status != 0 and not errors):
         raise PeerError("validator-failed", f"{tool} gave no verdict (status {status})", peer="validator")
-    return Checked(tool, errors, warnings)
+    unread = tool == TEMPLATE and not _READ.search(said)
+    return Checked(tool, errors + unread, warnings)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from blocks.ledger import Ledger
 from blocks.models import load_models
 from blocks.profile import Profile, load_profile
 from blocks.reading_settings import reading_problems, reading_values
+from blocks.validators import IOD, TEMPLATE, installed
 from flows.finding import Finding, looked
 from flows.reading_health import reading_components
 from rapha.errors import RaphaError, Refusal
@@ -48,6 +49,7 @@ def _looks(values: Mapping[str, str], profile: Profile) -> dict[str, Callable[[]
         "launch script": lambda: _file(Path(values["RAPHA_TRAINER_COMMAND"])),
         "reading ledger": lambda: _ledger(values),
         "bubblewrap": _bubblewrap,
+        **{f"report check {tool}": lambda one=tool: installed(one) for tool in (IOD, TEMPLATE)},  # type: ignore[misc]
     }
     for name in profile.endpoints:
         looks[f"capabilities {name}"] = lambda one=name: _probed(values, one)  # type: ignore[misc]

@@ -3,12 +3,15 @@
 import dataclasses
 import io
 import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from highdicom.sr import Comprehensive3DSR
 from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
 from blocks import validators
@@ -161,13 +164,34 @@ def test_what_is_no_report_is_refused() -> None:
 
 def test_a_validator_that_is_missing_or_slow_is_no_yes(monkeypatch: pytest.MonkeyPatch) -> None:
     report = REPORTS["nothing"]()
+    before = _java()
     with pytest.raises(PeerError) as failed:
-        validators.check(validators.TEMPLATE, report, seconds=0.01)
+        validators.check(validators.TEMPLATE, report, seconds=0.5)
     assert failed.value.codes == ("validator-timeout",)
+    end = time.monotonic() + 2.0  # a report takes longer
+    while _java() - before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert _java() <= before  # the program is a script: the Java machine that it started is gone too
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(PeerError) as failed:
         validators.check(validators.IOD, report)
     assert failed.value.codes == ("validator-missing",)
+
+
+@pytest.mark.parametrize("name", ["empty", "text", "an image"])
+def test_the_template_validator_does_not_pass_what_it_has_not_read(name: str) -> None:
+    """It ends with "complete" and no error all the same."""
+    image = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
+    assert validators.check(validators.TEMPLATE, {"empty": b"", "text": b"hello" * 100, "an image": image}[name]).errors
+
+
+def _java() -> set[int]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if b"DicomSRValidator" in path.read_bytes():
+                found.add(int(path.parent.name))
+    return found
 
 
 def test_an_archive_keeps_one_of_it_however_often_it_is_stored(tmp_path: Path) -> None:
