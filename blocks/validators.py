@@ -11,13 +11,13 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from rapha.errors import PeerError
+from rapha.files import in_memory
 
 IOD, TEMPLATE = "dciodvfy", "DicomSRValidator"
 SECONDS = 120.0
@@ -52,7 +52,7 @@ def check(tool: str, report: bytes, *, seconds: float = SECONDS) -> Checked:
     path = installed(tool)
     with _ROOM, in_memory(report) as (fd, place):
         process = subprocess.Popen(
-            [path, place],
+            [path, str(place)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(fd,),
@@ -103,16 +103,3 @@ def verdict(tool: str, said: bytes, status: int = 0) -> Checked:
         raise PeerError("validator-failed", f"{tool} gave no verdict (status {status})", peer="validator")
     unread = tool == TEMPLATE and not _READ.search(said)
     return Checked(tool, errors + unread, warnings)
-
-
-@contextmanager
-def in_memory(report: bytes) -> Iterator[tuple[int, str]]:
-    """(descriptor, place) of a file that lies in memory alone, while the context lasts."""
-    fd = os.memfd_create("report")
-    try:
-        view = memoryview(report)
-        while view:
-            view = view[os.write(fd, view) :]
-        yield fd, f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)

@@ -2,7 +2,8 @@
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,3 +53,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(held)
     finally:
         os.close(held)
+
+
+@contextmanager
+def in_memory(content: bytes) -> Iterator[tuple[int, Path]]:
+    """(descriptor, path) of a file that lies in this process's memory alone, and is gone afterwards (memfd_create(2))."""
+    fd = os.memfd_create("content")
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        yield fd, Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)

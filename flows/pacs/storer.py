@@ -1,9 +1,6 @@
 """The storer: reports and images that a person has made, into an archive, and the proof that it holds them."""
 
 import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from blocks.part10 import read_meta
 from blocks.witnessed import WitnessedArchive, inward, outward, sop_classes
 from policies.report import SOP_CLASSES
 from rapha.errors import PeerError, Refusal
+from rapha.files import in_memory
 from tasks.reading.validate import validate
 
 
@@ -73,7 +71,7 @@ class Storer:
         sent, to_store = described(dataset, raw)
         study = Study(sent.study, sop_classes=sop_classes([sent.listed.sop_class]))
         act = outward(self._archive.endpoint, self._archive.person, study, patient=Patient(sent.patient))
-        with audited(self._archive.trail, "store", act), in_memory(raw) as path:
+        with audited(self._archive.trail, "store", act), in_memory(raw) as (_, path):
             one = ToStore(path, to_store.sop_class, to_store.sop_instance, to_store.transfer_syntax)
             outcome = self._archive.plain.store(sent.study, [one])[sent.listed.sop_uid]
         self._sent[sent.listed.sop_uid] = sent
@@ -115,15 +113,3 @@ def described(dataset: Dataset, raw: bytes) -> tuple[Sent, ToStore]:
     except PeerError:
         raise Refusal(["object-malformed"], "the data set does not read back from its own file", gate="store") from None
     return sent, ToStore(Path(), meta.sop_class, meta.sop_instance, meta.transfer_syntax)
-
-
-@contextmanager
-def in_memory(raw: bytes) -> Iterator[Path]:
-    """A path to the file for a sender that wants one: it is in this process's memory, on no disk, and gone afterwards."""
-    memory = os.memfd_create("object", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(memory), "wb") as stream:
-            stream.write(raw)
-        yield Path(f"/proc/self/fd/{memory}")
-    finally:
-        os.close(memory)

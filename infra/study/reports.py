@@ -1,9 +1,7 @@
 """What the study reader keeps of a report: sealed like an instance, in clear in memory alone, and what it refers to."""
 
 import io
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -46,18 +44,6 @@ def keep(report: bytes, folder: Path, recipient: X25519PublicKey) -> SealedInsta
             writer.discard()
     except OSError:
         raise PeerError("study-disk", "a report cannot be written to disk", peer="study") from None
-
-
-@contextmanager
-def clear_path(report: bytes) -> Iterator[Path]:
-    """A path to the report in clear, for a sender that wants a file: it is in this process's memory, and gone afterwards."""
-    memory = os.memfd_create("report", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(memory), "wb") as stream:
-            stream.write(report)
-        yield Path(f"/proc/self/fd/{memory}")
-    finally:
-        os.close(memory)
 
 
 def referenced(report: bytes) -> list[str]:

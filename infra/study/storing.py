@@ -11,9 +11,9 @@ from blocks.dimse.services import ToStore
 from blocks.part10 import read_meta
 from blocks.validators import Check
 from infra.study.opened import Opener
-from infra.study.reports import clear_path
 from policies.report import SOP_CLASSES
 from rapha.errors import PeerError, Refusal
+from rapha.files import in_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def check(opener: Opener, path: str, asked: Check) -> dict[str, Any]:
 def store(opener: Opener, path: str, archive: Archive) -> dict[str, Any]:
     """Sends it: "stored", or "known" where the archive has one of its UID. Raises `PeerError` store-refused, dimse-…, stow-…."""
     report = _report(opener, path)
-    with clear_path(report.raw) as place:
+    with in_memory(report.raw) as (_, place):
         sent = archive.store(report.study, [ToStore(place, report.sop_class, report.sop_uid, report.syntax)])
     return {"outcome": sent[report.sop_uid]}
 

@@ -17,10 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blocks.channel import receive, send
-from blocks.validators import SAXON, SECONDS, TEMPLATE, Checked, check, in_memory, verdict
+from blocks.validators import SAXON, SECONDS, TEMPLATE, Checked, check, verdict
 from infra.launcher.bare import bare
 from infra.launcher.syscalls import filter_file
 from rapha.errors import PeerError, Refusal
+from rapha.files import in_memory
 
 HOME = Path(__file__).resolve().parents[2]
 ROOMS = ("infra", "blocks", "rapha")  # what the process imports of ours

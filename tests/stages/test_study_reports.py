@@ -11,9 +11,10 @@ from blocks.instances import SealedReader, SealedWriter
 from blocks.part10 import read_meta
 from infra.hospital.reading_cohort import file_bytes, make_study
 from infra.study.opened import Opener, SealedFile
-from infra.study.reports import clear_path, headers, keep, referenced
+from infra.study.reports import headers, keep, referenced
 from rapha.canonical import digest
 from rapha.errors import PeerError, Refusal
+from rapha.files import in_memory
 
 PRIVATE = X25519PrivateKey.generate()
 
@@ -61,7 +62,7 @@ def test_a_report_is_clear_in_memory_and_sealed_on_disk(tmp_path: Path) -> None:
     assert raw[:4000] not in kept.path.read_bytes() and kept.size == len(raw)
     with SealedReader(kept.path, PRIVATE) as stream:
         assert stream.read() == raw
-    with clear_path(raw) as path:
+    with in_memory(raw) as (_, path):
         assert path.read_bytes() == raw and dcmread(path).Modality == "CT"
     assert not path.exists() and [one.suffix for one in tmp_path.iterdir()] == [".sealed"]
     with pytest.raises(PeerError) as failed:
