@@ -20,7 +20,7 @@ from blocks.receiver import Receiver
 from blocks.sealed_columns import SealedColumns, column_key
 from blocks.study import StudyReader
 from blocks.witnessed import WitnessedArchive
-from flows.pacs.endpoints import witnessed
+from flows.pacs.endpoints import chosen, witnessed
 from policies.polling import PollSettings
 from rapha.canonical import digest, digest_of
 from rapha.errors import ConfigurationError
@@ -112,7 +112,7 @@ class Clinic:
 
     def archive(self, name: str) -> WitnessedArchive:
         """Raises `ConfigurationError(pacs-unknown)`, `Refusal(capabilities-odd)`."""
-        return witnessed(self.profile, name, self.state, self.trail, self.person)
+        return witnessed(chosen(self.profile, name), self.state, self.trail, self.person)
 
     def polling(self, name: str) -> PollSettings:
         return PollSettings(pacs=name, most=self.profile.endpoints[name].max_results)

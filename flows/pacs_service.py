@@ -25,7 +25,7 @@ from blocks.reading import ReadingRegister, open_reading_register
 from blocks.witnessed import WitnessedArchive
 from flows.clinic import Clinic
 from flows.pacs.by_hand import report_by_hand
-from flows.pacs.endpoints import witnessed
+from flows.pacs.endpoints import chosen, witnessed
 from flows.pacs.finder import Finder, Places
 from flows.pacs.retriever import Retriever, patient_of
 from flows.pacs.saving import check_uid
@@ -202,7 +202,7 @@ class PACSService:
     def _archive(self, name: str | None = None) -> WitnessedArchive:
         """Raises `Refusal(not-built)` where a choice between endpoints is asked for, `ConfigurationError(pacs-unknown)`."""
         self._opened()
-        return witnessed(self._profile, name or self._pacs, self._state, self._trail, self._person)
+        return witnessed(chosen(self._profile, name or self._pacs), self._state, self._trail, self._person)
 
     @property
     def _state(self) -> Path:

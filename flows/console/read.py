@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from blocks.reading import QueuedStudy, ReadingRegister
 from flows.clinic import Clinic
-from flows.pacs.endpoints import witnessed
+from flows.pacs.endpoints import chosen, witnessed
 from flows.pacs.saving import check_uid
 from flows.person import person
 from flows.requesting import WANTED, request
@@ -51,7 +51,7 @@ def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json:
         said = "PREFECT_API_URL is not set: the engine would start a server of its own, which no one configured"
         raise ConfigurationError(["missing-prefect-api-url"], said)
     uid, clinic = check_uid(study), Clinic.open()
-    archive = witnessed(clinic.profile, pacs, clinic.state, clinic.trail, person())
+    archive = witnessed(chosen(clinic.profile, pacs), clinic.state, clinic.trail, person())
     asked = request(clinic.register, archive, clinic.polling(pacs), uid, priority)
     row = asked.study.row
     from flows.reading import read as reading  # the engine takes a second to import
