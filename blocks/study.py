@@ -18,6 +18,7 @@ from blocks.receiver import Arrived
 from policies.applicability import InstanceFacts
 from policies.findings import Finding, to_json
 from policies.model import Model
+from policies.report import SEGMENTATION
 from rapha.errors import PeerError
 
 PAGE = 500  # files named in one request: a page stays well below the channel's frame
@@ -25,7 +26,8 @@ FETCH_PAGE = 2000
 OPEN_SECONDS = 3600.0
 FETCH_SECONDS = 6 * 3600.0
 REPORT_SECONDS = 600.0
-CHECKS = {"own", "dciodvfy", "DicomSRValidator"}
+CHECKS = {SEGMENTATION: {"own", "dciodvfy"}}
+REPORT_CHECKS = {"own", "dciodvfy", "DicomSRValidator"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,8 @@ class ReadBy(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltReport:
-    """A report, sealed. UIDs in clear, for memory and encrypted columns; sha256: of its data set; referenced: SOP Instance UIDs
-    that the report itself names as its evidence."""
+class BuiltObject:
+    """An object of ours, sealed. UIDs in clear, for memory and encrypted columns; sha256: of its data set."""
 
     sop_uid: str
     sop_class: str
@@ -86,7 +87,25 @@ class BuiltReport:
     sha256: str
     size: int
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltReport(BuiltObject):
+    """A report. referenced: SOP Instance UIDs of the images that it names as its evidence; segmentations: those that it refers
+    to beside them."""
+
     referenced: frozenset[str]
+    segmentations: tuple[BuiltObject, ...] = ()
+
+    @property
+    def objects(self) -> tuple[BuiltObject, ...]:
+        """All of them, in the order in which they are stored: what is referred to is there first."""
+        return (*self.segmentations, self)
+
+    @property
+    def digests(self) -> list[str]:
+        """Of each, in that order."""
+        return [one.sha256 for one in self.objects]
 
 
 class StudyReader(Channel):
@@ -130,8 +149,11 @@ class StudyReader(Channel):
             found += [_arrived(entry) for entry in answer.get("received", ())]
         return found
 
-    def report(self, results: Sequence[ReadBy], *, at: int, device: str, three_d: bool = True) -> BuiltReport:
-        """The report of the open study on what models found, sealed. at: seconds since the epoch, from the register.
+    def report(
+        self, results: Sequence[ReadBy], *, at: int, device: str, three_d: bool = True, segments: bool = False
+    ) -> BuiltReport:
+        """The report of the open study on what models found, sealed. at: seconds since the epoch, from the register; segments:
+        whether regions become segmentations beside it.
 
         Raises `Refusal` study-model-unknown, findings-…, report-…; `PeerError` study-disk.
         """
@@ -139,16 +161,25 @@ class StudyReader(Channel):
             {"digest": one.digest, "read": sorted(one.read), "findings": [to_json(one.model, each) for each in one.findings]}
             for one in results
         ]
-        answer = self.call("report", results=listed, at=at, device=device, three_d=three_d, timeout=REPORT_SECONDS)
+        said: dict[str, Any] = {"results": listed, "at": at, "device": device, "three_d": three_d, "segments": segments}
+        answer = self.call("report", **said, timeout=REPORT_SECONDS)
         return _report({name: value for name, value in answer.items() if name != "ok"})
 
-    def check(self, report: Path) -> tuple[str, ...]:
-        """Codes of what is wrong with a sealed report, `()` when every check ran and passed. Raises `PeerError` validator-…."""
-        answer = self.call("check", path=str(report), timeout=REPORT_SECONDS)
-        codes, checks = answer.get("codes"), answer.get("checks")
-        if not isinstance(codes, list) or not isinstance(checks, list) or set(checks) != CHECKS:
-            raise _odd()
-        return tuple(map(str, codes))
+    def check(self, built: BuiltReport) -> tuple[str, ...]:
+        """Codes of what is wrong with a sealed report and its segmentations, `()` when every check ran on each and passed.
+
+        Raises `PeerError` validator-….
+        """
+        found: list[str] = []
+        for one in built.objects:
+            answer = self.call("check", path=str(one.path), timeout=REPORT_SECONDS)
+            codes, checks = answer.get("codes"), answer.get("checks")
+            if not isinstance(codes, list) or not isinstance(checks, list):
+                raise _odd()
+            if set(checks) != CHECKS.get(one.sop_class, REPORT_CHECKS):
+                raise _odd()
+            found += map(str, codes)
+        return tuple(found)
 
     def store(self, endpoint: str, report: Path) -> str:
         """Sends a sealed report: "stored" or "known". Raises `PeerError` store-refused, and of the archive."""
@@ -196,14 +227,25 @@ def _instance(entry: object, index: int) -> OpenedInstance:
     return OpenedInstance(entry["sop_uid"], InstanceFacts(**values))
 
 
+_OBJECT = {"sop_uid": str, "sop_class": str, "series_uid": str, "sha256": str, "size": int, "path": str}
+
+
 def _report(entry: dict[str, Any]) -> BuiltReport:
-    names = {"sop_uid": str, "sop_class": str, "series_uid": str, "sha256": str, "size": int, "path": str, "referenced": list}
-    if {name: type(value) for name, value in entry.items()} != names:
+    if {name: type(value) for name, value in entry.items()} != {**_OBJECT, "referenced": list, "segmentations": list}:
         raise _odd()
-    referenced = entry["referenced"]
-    if not all(isinstance(uid, str) for uid in referenced):
+    referenced, segmentations = entry.pop("referenced"), tuple(_object(one) for one in entry.pop("segmentations"))
+    if not all(isinstance(uid, str) for uid in referenced) or any(one.sop_class != SEGMENTATION for one in segmentations):
         raise _odd()
-    return BuiltReport(**{**entry, "path": Path(entry["path"]), "referenced": frozenset(referenced)})
+    own = _object(entry)
+    if own.sop_class == SEGMENTATION:
+        raise _odd()
+    return BuiltReport(**dataclasses.asdict(own), referenced=frozenset(referenced), segmentations=segmentations)
+
+
+def _object(entry: object) -> BuiltObject:
+    if not isinstance(entry, dict) or {name: type(value) for name, value in entry.items()} != _OBJECT:
+        raise _odd()
+    return BuiltObject(**{**entry, "path": Path(entry["path"])})
 
 
 def _arrived(entry: object) -> Arrived:

@@ -98,7 +98,7 @@ def verdict(tool: str, said: bytes, status: int = 0) -> Checked:
     """
     errors, warnings = (len(re.findall(rb"^%b\b" % kind, said, re.M)) for kind in (b"Error", b"Warning"))
     # dciodvfy names the IOD that it found; without that line it read nothing.
-    ended = _ENDED[tool].search(said) and (tool != IOD or re.search(rb"^[A-Za-z0-9]+SR$", said, re.M))
+    ended = _ENDED[tool].search(said) and (tool != IOD or re.search(rb"^([A-Za-z0-9]+SR|Segmentation)$", said, re.M))
     if not ended or (status != 0 and not errors):
         raise PeerError("validator-failed", f"{tool} gave no verdict (status {status})", peer="validator")
     unread = tool == TEMPLATE and not _READ.search(said)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from blocks.audit import Act, Audited, Patient, Study, audited
 from blocks.reading import Notice, StudyLease
 from blocks.reading_rows import STAGES, Stage
-from blocks.study import BuiltReport, OpenedInstance, SealedFile
+from blocks.study import BuiltObject, BuiltReport, OpenedInstance, SealedFile
 from blocks.witnessed import inward, outward, sop_classes
 from flows.clinic import Clinic
 from policies.audit_message import SopClass
@@ -26,7 +26,7 @@ from tasks.reading import retrieve as retrieving
 from tasks.reading.retrieve import Kept
 
 log = logging.getLogger("rapha.reading")
-SR_NAME = "Comprehensive 3D SR"
+SR_NAME, SEG_NAME = "Comprehensive 3D SR", "Segmentation"
 
 
 class Course:
@@ -84,23 +84,25 @@ class Course:
             return
         with self._told("access", Act(person=self.clinic.person, action="C", studies=(self._about(),))) as told:
             built = self._built()
-            told.learned(studies=(self._about([SopClass(built.sop_class, 1)]),))
+            told.learned(studies=(self._about(_classes(built, named=False)),))
         self.built = built
         self._keep()
 
-    def _built(self, checked: str = "") -> BuiltReport:
-        """checked: digest of a report that passed its checks already."""
+    def _built(self, checked: Sequence[str] = ()) -> BuiltReport:
+        """checked: digests of a report's objects that passed their checks already."""
         stores = self._stores()
         built = self.study.report(
             self._found().results,
             at=self.lease.content_at,
             device=self.clinic.node_id,
             three_d=not stores or SR_NAME in stores,
+            segments=not stores or SEG_NAME in stores,
         )
-        if built.sha256 != checked and (codes := self.study.check(built.path)):
+        if built.digests != list(checked) and (codes := self.study.check(built)):
             raise Refusal(sorted(codes), "the report does not pass its checks", gate="report")
         self.register.referenced(self.lease, sorted(built.referenced))
-        self.register.own_series(self.lease, built.series_uid)
+        for series in sorted({one.series_uid for one in built.objects}):
+            self.register.own_series(self.lease, series)
         return built
 
     def store(self) -> None:
@@ -108,10 +110,10 @@ class Course:
         built = self.built
         if built is None:
             return
-        what = self._about([SopClass(built.sop_class, 1, (built.sop_uid,))])
-        with self._told("store", outward(self.archive.endpoint, self.clinic.person, what)):
-            if self.study.store(self.lease.pacs, built.path) == "known":
-                self._same(built)
+        with self._told("store", outward(self.archive.endpoint, self.clinic.person, self._about(_classes(built)))):
+            known = [one for one in built.objects if self.study.store(self.lease.pacs, one.path) == "known"]
+        if known:
+            self._same(built, known)
 
     def prove(self) -> None:
         """Storage commitment where the archive offers it, else the report is read back and compared."""
@@ -120,15 +122,18 @@ class Course:
         if built is None:
             return
         if proving.commits(self.archive, self.receiver):
-            proving.committed(self.archive, self.receiver, built, self.attempt.nonce)
+            for one in built.objects:
+                proving.committed(self.archive, self.receiver, one, self.attempt.nonce)
             self.proof = "commitment"
             return
-        self._same(built)
+        self._same(built, built.objects)
         self.proof = "read-back"
 
     def complete(self) -> str:
         """The closing statement; the study is done only once it stands in the ledger. The state it ends in."""
         digest = self.built.sha256 if self.built else ""
+        if self.built and self.built.segmentations:
+            self.attempt.record("segmentations", row=self.lease.row, report=digest, objects=self.built.digests[:-1])
         completing.complete(self.arrival, self.lease, self.attempt, self.register, report=digest, proof=self.proof)
         if not completing.was_completed(self.attempt, self.began):
             raise Refusal(["statement-missing"], "the closing statement is not in the ledger", gate="completeness")
@@ -184,7 +189,7 @@ class Course:
         self._account(analysis)
         return self._reported(left.report) if wanted != "report" and analysis.analysed else cast(Stage, wanted), []
 
-    def _reported(self, report: str) -> Stage:
+    def _reported(self, report: Sequence[str]) -> Stage:
         """Builds the report again. It is the one that passed its checks, or passes them now."""
         self.built = self._built(report)
         return cast(Stage, self.lease.stage)
@@ -219,20 +224,26 @@ class Course:
     def _keep(self) -> None:
         """Moves aside what a later attempt may need, and says in a sealed note what it is."""
         order = sorted(self.kept)
-        report = self.built.sha256 if self.built else ""
+        report = self.built.digests if self.built else []
         document = keeping.to_document([self.kept[uid] for uid in order], self.analysis, self.clinic.models, report)
         places = self.clinic.kept.keep(self.note, document, self._files())
         self.kept = {uid: dataclasses.replace(self.kept[uid], path=path) for uid, path in zip(order, places, strict=False)}
         if self.built:
-            self.built = dataclasses.replace(self.built, path=places[-1])
+            *before, last = places[len(order) :]
+            segmentations = [
+                dataclasses.replace(one, path=path) for one, path in zip(self.built.segmentations, before, strict=True)
+            ]
+            self.built = dataclasses.replace(self.built, path=last, segmentations=tuple(segmentations))
 
     def _files(self) -> list[Path]:
-        return [self.kept[uid].path for uid in sorted(self.kept)] + ([self.built.path] if self.built else [])
+        """The instances', in the order of their UIDs, and then ours."""
+        ours = self.built.objects if self.built else ()
+        return [*(self.kept[uid].path for uid in sorted(self.kept)), *(one.path for one in ours)]
 
-    def _same(self, built: BuiltReport) -> None:
-        what = self._about([SopClass(built.sop_class, 1, (built.sop_uid,))])
-        with self._told("transfer", inward(self.archive.endpoint, self.clinic.person, what)):
-            proving.given_back(self.study, self.lease.pacs, built)
+    def _same(self, built: BuiltReport, objects: Sequence[BuiltObject]) -> None:
+        with self._told("transfer", inward(self.archive.endpoint, self.clinic.person, self._about(_classes(built)))):
+            for one in objects:
+                proving.given_back(self.study, self.lease.pacs, one)
 
     def _told(self, kind: str, act: Act) -> AbstractContextManager[Audited]:
         """The act's begin in the audit trail before it, its end after it, about this study's patient."""
@@ -276,6 +287,15 @@ class Course:
             if refusal.codes == ("stage-backwards",):
                 raise _Backwards from None
             raise
+
+
+def _classes(built: BuiltReport, *, named: bool = True) -> list[SopClass]:
+    """What the audit trail says of our objects: how many of each class, and where it may be, their names."""
+    return [
+        SopClass(kind, len(uids), tuple(uids) if named else ())
+        for kind in sorted({one.sop_class for one in built.objects})
+        if (uids := [one.sop_uid for one in built.objects if one.sop_class == kind])
+    ]
 
 
 def study_of_note(note: str) -> tuple[int, int] | None:

@@ -130,14 +130,15 @@ def named() -> str:
 
 @flow(name="read", flow_run_name=named, retries=0, persist_result=False, result_serializer="json", log_prints=False)
 async def read(row: int) -> dict[str, Any]:
-    """One study now, whatever waits before it: its end, and the codes of a failure."""
+    """One study now, whatever waits before it: its end, and whether it was a peer that failed."""
     clinic = _opened()
     lease = await asyncio.to_thread(clinic.register.claim, clinic.worker, int(time.time()), clinic.lease_seconds, row=row)
     if lease is None:
-        return {"row": row, "end": "not-owed"}
-    end = await _studied(clinic, lease)
+        return {"row": row, "end": "not-owed", "peer": False}
+    failures: list[RaphaError] = []
+    end = await _studied(clinic, lease, failures)
     await _told(clinic)
-    return {"row": row, "end": end}
+    return {"row": row, "end": end, "peer": any(isinstance(one, PeerError) for one in failures)}
 
 
 def _opened() -> Clinic:
@@ -185,13 +186,15 @@ def _claimed(clinic: Clinic) -> StudyLease | None:
     return clinic.register.claim(clinic.worker, int(time.time()), clinic.lease_seconds)
 
 
-async def _studied(clinic: Clinic, lease: StudyLease) -> str:
-    """One study through its stages, its lease kept alive meanwhile; the end it came to."""
+async def _studied(clinic: Clinic, lease: StudyLease, failures: list[RaphaError] | None = None) -> str:
+    """One study through its stages, its lease kept alive meanwhile; the end it came to. failures: takes what it failed for."""
     renewing = asyncio.ensure_future(_renewed(clinic, lease))
     try:
         with tags(f"row-{lease.row}", lease.priority, lease.pacs):
             return await _staged(clinic, lease)
     except RaphaError as error:
+        if failures is not None:
+            failures.append(error)
         return await asyncio.to_thread(_failed, clinic, lease, error)
     except ENGINE_FAILED:  # of this study's tasks: the others in flight go on
         return await asyncio.to_thread(_unshown, clinic, lease)

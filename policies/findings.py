@@ -5,9 +5,10 @@
      "findings": [{"index", "frame", "kind", "confidence", "shape", "points": [[x, y], …],
                    "measurements": [{"name", "value", "unit"}, …]}, …]}
 
-Coordinates are of the image's own pixel matrix, at level 0 of a slide: (0, 0) is the upper left corner of the upper left pixel, x
-runs along a row (PS3.3 C.18.6.1.2). A circle is its centre and one point of its edge, as in a spatial coordinates item. There is
-no free text in it: nothing that a model writes travels further than numbers and names of its own declaration.
+Coordinates are of the image's own pixel matrix, at level 0 of a slide: (0, 0) is the upper left corner of the upper left
+pixel, x runs along a row (PS3.3 C.18.6.1.2). A circle is its centre and one point of its edge, as in a spatial coordinates
+item; a polygon is reported as that line, a region as the pixels within its outline, in a segmentation. There is no free text
+in it: nothing that a model writes travels further than numbers and names of its own declaration.
 """
 
 import math
@@ -23,7 +24,7 @@ MAX_FINDINGS_FILE = 8 << 20
 MAX_POLYGON = 1000
 MAX_MEASUREMENTS = 16
 MAX_POINTS = 50_000  # of all findings together: they travel to the report in one message
-_POINTS = {"point": (1, 1), "circle": (2, 2), "polygon": (3, MAX_POLYGON)}
+_POINTS = {"point": (1, 1), "circle": (2, 2), "polygon": (3, MAX_POLYGON), "region": (3, MAX_POLYGON)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def _points(value: object, shape: str, image: ImageShape) -> tuple[tuple[float, 
             raise _wrong("points")
         points.append((_number(pair[0], 0, image.columns, "outside"), _number(pair[1], 0, image.rows, "outside")))
     if shape != "point" and len(set(points)) < least:
-        raise _wrong("points")  # a circle without a radius, a polygon without an area
+        raise _wrong("points")  # a circle without a radius, a polygon or region without an area
     return tuple(points)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 COMPREHENSIVE, COMPREHENSIVE_3D = "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.88.34"
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 SOP_CLASSES = (COMPREHENSIVE, COMPREHENSIVE_3D)
 
 REASONS = {
@@ -18,6 +19,13 @@ REASONS = {
     "report-coordinates": "A region has no points, or points that are no numbers.",
     "report-iod": "The IOD validator found errors.",
     "report-content": "The template validator found errors.",
+    "segmentation-sop-class": "It is no Segmentation.",
+    "segmentation-no-patient": "It names no patient or study.",
+    "segmentation-no-source": "It is of no image.",
+    "segmentation-no-segment": "It has no segment, or one that covers no pixel.",
+    "segmentation-no-algorithm": "A segment names no algorithm with a version.",
+    "segmentation-no-tracking": "A segment has no tracking identifier and UID, or shares one.",
+    "segmentation-iod": "The IOD validator found errors.",
 }
 
 
@@ -46,6 +54,42 @@ class SrFacts:
     evidence: frozenset[str]
     references: frozenset[str]
     groups: tuple[GroupFacts, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentFacts:
+    """One segment. pixels: that it covers."""
+
+    algorithm: str
+    version: str
+    tracking: str
+    identifier: str
+    pixels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentationFacts:
+    """What a segmentation says of itself; UIDs are in memory only. sources: images that it is of."""
+
+    sop_class: str
+    has_patient: bool
+    sources: frozenset[str]
+    segments: tuple[SegmentFacts, ...]
+
+
+def segmentation_codes(e: SegmentationFacts) -> tuple[str, ...]:
+    """Codes of what is wrong with the segmentation, `()` when nothing is; each is in `REASONS`."""
+    tracking = [one.tracking for one in e.segments]
+    right = {
+        "segmentation-sop-class": e.sop_class == SEGMENTATION,
+        "segmentation-no-patient": e.has_patient,
+        "segmentation-no-source": bool(e.sources),
+        "segmentation-no-segment": bool(e.segments) and all(one.pixels > 0 for one in e.segments),
+        "segmentation-no-algorithm": all(one.algorithm and one.version for one in e.segments),
+        "segmentation-no-tracking": all(one.tracking and one.identifier for one in e.segments)
+        and len(set(tracking)) == len(tracking),
+    }
+    return tuple(code for code, ok in right.items() if ok is not True)
 
 
 def report_codes(e: SrFacts) -> tuple[str, ...]:

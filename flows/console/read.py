@@ -57,7 +57,8 @@ def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json:
     from flows.reading import read as reading  # the engine takes a second to import
 
     with _shown(clinic.register, row):
-        end = str(asyncio.run(reading(row))["end"])
+        ended = asyncio.run(reading(row))
+        end = str(ended["end"])
         now, elsewhere = _ended(clinic.register, row) if end == "not-owed" else (clinic.register.study(row), False)
     end = now.state if elsewhere else end
     codes = list(now.codes) or _why_not(end, now)
@@ -72,7 +73,7 @@ def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json:
         "stage": now.stage,
         "codes": codes,
     }
-    return Result(data, [f"row {row}  {end}  {' '.join(codes)}".rstrip()], _status(end, now))
+    return Result(data, [f"row {row}  {end}  {' '.join(codes)}".rstrip()], _status(end, now, by_peer=ended["peer"] is True))
 
 
 def _ended(register: ReadingRegister, row: int) -> tuple[QueuedStudy, bool]:
@@ -92,9 +93,12 @@ def _why_not(end: str, now: QueuedStudy) -> list[str]:
     return ["study-changed"] if end == "scheduled" else []
 
 
-def _status(end: str, now: QueuedStudy) -> int:
+def _status(end: str, now: QueuedStudy, *, by_peer: bool) -> int:
+    """by_peer: the last failure was a peer's, after which a study may be given up on as well."""
     if end == "not-owed":
         return 0 if now.state == "completed" else 3
+    if end == "dead" and by_peer:
+        return 4
     return 1 if any(code.startswith("bug-") for code in now.codes) else STATUS.get(end, 1)
 
 

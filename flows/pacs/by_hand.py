@@ -84,7 +84,7 @@ class _Work:
                 device=self.clinic.node_id,
                 three_d=not stores or SR_NAME in stores,
             )
-            if codes := self.reader.check(built.path):
+            if codes := self.reader.check(built):
                 built.path.unlink(missing_ok=True)
                 raise Refusal(sorted(codes), "the report does not pass its checks", gate="report")
         return given, built

@@ -16,7 +16,7 @@ from infra.study.reports import headers, keep, referenced
 from policies.findings import Finding, ImageShape, read_listed
 from rapha.errors import Refusal
 
-NAMES = {"at", "device", "three_d", "results"}
+NAMES = {"at", "device", "three_d", "segments", "results"}
 
 
 def report(
@@ -24,7 +24,11 @@ def report(
 ) -> dict[str, Any]:
     """Builds, seals and describes the report. Raises `Refusal` study-request-odd, study-model-unknown, findings-…, report-…;
     `PeerError` study-disk."""
-    from tasks.reading.report import Analysed, ReportFacts, build  # highdicom takes half a second, and not every study has one
+    from tasks.reading.report import (
+        Analysed,
+        ReportFacts,
+        build_objects,
+    )  # highdicom takes half a second, and not every study has one
 
     results = [_result(one, opened, models) for one in _listed(message["results"])]
     chosen = sorted({index for _, read, _ in results for index in read})
@@ -40,20 +44,22 @@ def report(
     ]
     contents = tuple(opened.facts(index).sha256 for index in chosen)
     at, device = _whole(message["at"]), _text(message["device"])
-    facts = ReportFacts(at=at, contents=contents, device=device, three_d=message["three_d"] is True)
-    raw = build(headers(opened, chosen), analysed, facts)
-    return {**_described(raw), "path": str(keep(raw, folder, opener.public).path)}
+    told = {name: message[name] is True for name in ("three_d", "segments")}
+    built = build_objects(headers(opened, chosen), analysed, ReportFacts(at=at, contents=contents, device=device, **told))
+    segmentations = [_kept(raw, folder, opener) for raw in built.segmentations]
+    images = set(referenced(built.report)) - {one["sop_uid"] for one in segmentations}
+    return {**_kept(built.report, folder, opener), "referenced": sorted(images), "segmentations": segmentations}
 
 
-def _described(raw: bytes) -> dict[str, Any]:
-    """What the caller may know of a report: its names, its digest, what it refers to."""
+def _kept(raw: bytes, folder: Path, opener: Opener) -> dict[str, Any]:
+    """Seals an object of ours, and says what the caller may know of it: its names, its digest, where it is."""
     meta = read_meta(raw)
     if meta is None:
         raise Refusal(["report-malformed"], "the report is no DICOM file")
     series = str(dcmread(io.BytesIO(raw), specific_tags=["SeriesInstanceUID"]).SeriesInstanceUID)
     sha256 = "sha256:" + hashlib.sha256(memoryview(raw)[meta.length :]).hexdigest()
     named = {"sop_uid": meta.sop_instance, "sop_class": meta.sop_class, "series_uid": series}
-    return {**named, "sha256": sha256, "size": len(raw), "referenced": referenced(raw)}
+    return {**named, "sha256": sha256, "size": len(raw), "path": str(keep(raw, folder, opener.public).path)}
 
 
 def _result(

@@ -122,7 +122,7 @@ class StudySession:
         held = self._held()
         held.pair()
         built = report(held, self._opener, self._folder(), self._models, message)
-        self._written.add(Path(built["path"]))
+        self._written |= {Path(one["path"]) for one in (built, *built["segmentations"])}
         return built
 
     def do_check(self, message: Mapping[str, Any], fds: list[int]) -> Answer:

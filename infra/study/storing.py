@@ -1,4 +1,7 @@
-"""A sealed report on its way into the archive: judged, sent, read back. Its clear bytes stay in this process's memory."""
+"""A sealed report or segmentation on its way into the archive: judged, sent, read back.
+
+Its clear bytes stay in this process's memory.
+"""
 
 import io
 from dataclasses import dataclass
@@ -11,35 +14,37 @@ from blocks.dimse.services import ToStore
 from blocks.part10 import read_meta
 from blocks.validators import Check
 from infra.study.opened import Opener
-from policies.report import SOP_CLASSES
+from policies.report import SEGMENTATION, SOP_CLASSES
 from rapha.errors import PeerError, Refusal
 from rapha.files import in_memory
 
 
 @dataclass(frozen=True, slots=True)
-class _Report:
+class _Object:
     raw: bytes
     study: str
     series: str
     sop_class: str
     sop_uid: str
     syntax: str
+    modality: str
 
 
 def check(opener: Opener, path: str, asked: Check) -> dict[str, Any]:
-    """The three checks of a report. asked: how the two validators are asked.
+    """The three checks of a report, or the two of a segmentation. asked: how the validators are asked.
 
     Raises `Refusal` report-unreadable, sealed-…; `PeerError` validator-….
     """
-    from tasks.reading.validate import validate  # only where there is a report
+    from tasks.reading.validate import validate, validate_segmentation  # only where there is a report
 
-    found = validate(_clear(opener, path), check=asked)
+    made = _object(opener, path)
+    found = (validate_segmentation if made.sop_class == SEGMENTATION else validate)(made.raw, check=asked)
     return {"codes": list(found.codes), "checks": list(found.checks), "warnings": found.warnings}
 
 
 def store(opener: Opener, path: str, archive: Archive) -> dict[str, Any]:
     """Sends it: "stored", or "known" where the archive has one of its UID. Raises `PeerError` store-refused, dimse-…, stow-…."""
-    report = _report(opener, path)
+    report = _object(opener, path)
     with in_memory(report.raw) as (_, place):
         sent = archive.store(report.study, [ToStore(place, report.sop_class, report.sop_uid, report.syntax)])
     return {"outcome": sent[report.sop_uid]}
@@ -47,8 +52,8 @@ def store(opener: Opener, path: str, archive: Archive) -> dict[str, Any]:
 
 def verify(opener: Opener, path: str, archive: Archive) -> dict[str, Any]:
     """What the archive gives back, compared: "same", "other", or "absent" (also where it cannot be had at all)."""
-    report = _report(opener, path)
-    found = archive.read_back(report.study, Listed(report.sop_uid, report.sop_class, report.series, "SR"))
+    report = _object(opener, path)
+    found = archive.read_back(report.study, Listed(report.sop_uid, report.sop_class, report.series, report.modality))
     if found is None:
         return {"outcome": "absent"}
     return {"outcome": "same" if found == attributes_digest(report.raw) else "other"}
@@ -59,14 +64,15 @@ def _clear(opener: Opener, path: str) -> bytes:
         return stream.read()
 
 
-def _report(opener: Opener, path: str) -> _Report:
+def _object(opener: Opener, path: str) -> _Object:
     raw = _clear(opener, path)
     try:
         meta = read_meta(raw)
-        dataset = dcmread(io.BytesIO(raw), specific_tags=["StudyInstanceUID", "SeriesInstanceUID"])
+        dataset = dcmread(io.BytesIO(raw), specific_tags=["StudyInstanceUID", "SeriesInstanceUID", "Modality"])
         named = str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)
+        modality = str(dataset.Modality)
     except (PeerError, AttributeError, ValueError, EOFError):
         meta = None
-    if meta is None or meta.sop_class not in SOP_CLASSES:
-        raise Refusal(["report-unreadable"], "the sealed file is no report", gate="report")
-    return _Report(raw, *named, meta.sop_class, meta.sop_instance, meta.transfer_syntax)
+    if meta is None or meta.sop_class not in (*SOP_CLASSES, SEGMENTATION):
+        raise Refusal(["report-unreadable"], "the sealed file is no report of ours, nor a segmentation", gate="report")
+    return _Object(raw, *named, meta.sop_class, meta.sop_instance, meta.transfer_syntax, modality)

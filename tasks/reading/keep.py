@@ -1,4 +1,4 @@
-"""What an attempt leaves for the next one: its sealed instances, the models' results, the digest of the report that was checked.
+"""What an attempt leaves for the next one: its sealed instances, the models' results, the digests of the report that was checked.
 
 As a document for `blocks.kept`. It is taken up only by an attempt at the same opening of the study, and only as far as it proves
 equal: the files are hashed again by the study reader, the archive lists the same instances, the site lists the same models.
@@ -20,21 +20,21 @@ from tasks.reading.retrieve import Kept
 @dataclass(frozen=True)
 class Left:
     """instances: in the order of their indexes; analysis: as `to_document` wrote it, None where there was none yet; report: the
-    digest of one that passed its checks, "" for none."""
+    digests of its objects that passed their checks, of the report's own last, () for none."""
 
     instances: tuple[Kept, ...]
     analysis: dict[str, Any] | None
-    report: str
+    report: tuple[str, ...]
 
 
 def to_document(
-    instances: Sequence[Kept], analysis: Analysis | None, models: Sequence[ModelPackage], report: str
+    instances: Sequence[Kept], analysis: Analysis | None, models: Sequence[ModelPackage], report: Sequence[str]
 ) -> dict[str, Any]:
     """Without the files' places, which the note has itself."""
     return {
         "instances": [[one.sop_uid, one.sha256] for one in instances],
         "analysis": _analysis(analysis, models) if analysis else None,
-        "report": report,
+        "report": list(report),
     }
 
 
@@ -42,9 +42,9 @@ def left(document: Mapping[str, Any]) -> Left:
     """The note, read again. It is sealed: what it holds, we wrote."""
     instances = [
         Kept(uid, Path(file), sha256)
-        for (uid, sha256), file in zip(document["instances"], document["files"], strict=False)  # a report is one file more
+        for (uid, sha256), file in zip(document["instances"], document["files"], strict=False)  # ours are files beyond them
     ]
-    return Left(tuple(instances), document["analysis"], str(document["report"]))
+    return Left(tuple(instances), document["analysis"], tuple(document["report"]))
 
 
 def analysis_of(kept: Mapping[str, Any] | None, models: Sequence[ModelPackage], facts: Sequence[InstanceFacts]) -> Analysis:

@@ -2,7 +2,7 @@
 
 from blocks.archive import Archive
 from blocks.receiver import Receiver
-from blocks.study import BuiltReport, StudyReader
+from blocks.study import BuiltObject, StudyReader
 from policies.uid import derived_uid
 from rapha.errors import PeerError, Refusal
 
@@ -15,7 +15,7 @@ def commits(archive: Archive, receiver: Receiver | None) -> bool:
     return SERVICE in archive.capabilities.services and receiver is not None
 
 
-def committed(archive: Archive, receiver: Receiver | None, built: BuiltReport, nonce: str) -> None:
+def committed(archive: Archive, receiver: Receiver | None, built: BuiltObject, nonce: str) -> None:
     """Storage commitment (PS3.4 annex J). nonce: of the attempt, so that no transaction is asked for twice.
 
     Raises `PeerError` report-not-committed, receiver-missing and of the archive.
@@ -29,7 +29,7 @@ def committed(archive: Archive, receiver: Receiver | None, built: BuiltReport, n
         raise PeerError("report-not-committed", "the archive does not commit to the report", peer="pacs")
 
 
-def given_back(study: StudyReader, pacs: str, built: BuiltReport) -> None:
+def given_back(study: StudyReader, pacs: str, built: BuiltObject) -> None:
     """Raises `Refusal(report-conflict)` where the archive holds another object, `PeerError(report-not-there)` where none."""
     found = study.verify(pacs, built.path)
     if found == "other":

@@ -1,15 +1,23 @@
 """The checks that a report must pass before it is stored: ours, the IOD validator's, the template validator's."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.pixels.utils import pixel_array
 
 from blocks import validators
 from blocks.part10 import UNREADABLE
-from policies.report import GroupFacts, SrFacts, report_codes
+from policies.report import (
+    GroupFacts,
+    SegmentationFacts,
+    SegmentFacts,
+    SrFacts,
+    report_codes,
+    segmentation_codes,
+)
 from rapha.errors import Refusal
 
 MAX_REPORT = 64 << 20
@@ -37,6 +45,25 @@ def validate(report: bytes, *, seconds: float = validators.SECONDS, check: valid
     return Validated(tuple(found), ("own", iod.tool, template.tool), iod.warnings + template.warnings)
 
 
+def validate_segmentation(
+    segmentation: bytes, *, seconds: float = validators.SECONDS, check: validators.Check = validators.check
+) -> Validated:
+    """Ours and the IOD validator's. Raises `Refusal(report-unreadable)` for what is none, `PeerError` validator-…."""
+    codes = segmentation_codes(segmentation_facts(segmentation))
+    iod = check(validators.IOD, segmentation, seconds=seconds)
+    return Validated((*codes, *(["segmentation-iod"] if iod.errors else [])), ("own", iod.tool), iod.warnings)
+
+
+def segmentation_facts(segmentation: bytes) -> SegmentationFacts:
+    """The facts of `policies.report`, a segment's pixels counted frame by frame. Raises `Refusal(report-unreadable)`."""
+    if len(segmentation) > MAX_REPORT:
+        raise Refusal(["report-unreadable"], "the segmentation is larger than any", gate="report")
+    try:
+        return _segmentation(dcmread(io.BytesIO(segmentation)))
+    except UNREADABLE:
+        raise Refusal(["report-unreadable"], "the file is no segmentation in DICOM", gate="report") from None
+
+
 def sr_facts(report: bytes) -> SrFacts:
     """The facts of `policies.report`. Raises `Refusal(report-unreadable)`."""
     if len(report) > MAX_REPORT:
@@ -61,6 +88,36 @@ def _facts(dataset: Dataset) -> SrFacts:
         evidence=frozenset(_evidence(dataset)),
         references=frozenset(uid for item in items for uid in _references(item)),
         groups=tuple(_group(item) for item in items if _concept(item) == GROUP),
+    )
+
+
+def _segmentation(dataset: Dataset) -> SegmentationFacts:
+    pixels: dict[int, int] = {}
+    for place in range(int(dataset.NumberOfFrames)):
+        groups = dataset.PerFrameFunctionalGroupsSequence[place]
+        named = groups if "SegmentIdentificationSequence" in groups else dataset.SharedFunctionalGroupsSequence[0]
+        number = int(named.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        pixels[number] = pixels.get(number, 0) + int(pixel_array(dataset, index=place).sum())
+    return SegmentationFacts(
+        sop_class=str(dataset.SOPClassUID),
+        has_patient="PatientID" in dataset and bool(dataset.get("StudyInstanceUID")),
+        sources=frozenset(
+            str(one.ReferencedSOPInstanceUID)
+            for series in dataset.ReferencedSeriesSequence
+            for one in series.ReferencedInstanceSequence
+        ),
+        segments=tuple(_segment(one, pixels) for one in dataset.SegmentSequence),
+    )
+
+
+def _segment(item: Dataset, pixels: Mapping[int, int]) -> SegmentFacts:
+    algorithm = (item.get("SegmentationAlgorithmIdentificationSequence") or [Dataset()])[0]
+    return SegmentFacts(
+        algorithm=str(algorithm.get("AlgorithmName", "")),
+        version=str(algorithm.get("AlgorithmVersion", "")),
+        tracking=str(item.get("TrackingUID", "")),
+        identifier=str(item.get("TrackingID", "")),
+        pixels=pixels.get(int(item.SegmentNumber), 0),
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from pydicom import dcmread
 
 from blocks.audit import Wanted, open_audit_trail
-from blocks.reading import FoundStudy, Notice, ReadingRegister
+from blocks.reading import MAX_TRIES, FoundStudy, Notice, ReadingRegister
 from flows.person import person
 from infra.hospital.reading_cohort import identifiers, make_study
 from infra.serve import base_environment
@@ -106,6 +106,14 @@ def test_a_failed_peer_leaves_it_owed(clinic: Reading, tmp_path: Path) -> None:
     assert (status, said["end"], said["codes"]) == (4, "scheduled", ["study-unreachable"])
     (queued,) = [one for one in clinic.clinic().register.queue() if one.row == said["row"]]
     assert (queued.state, queued.priority) == ("scheduled", "high")
+    register, row = clinic.clinic().register, said["row"]
+    for _ in range(MAX_TRIES - 2):
+        lease = register.claim("w", int(time.time()), 60, row=row)
+        assert lease is not None and register.fail(lease, ["pacs-gone"], 1, retry_at=1) == "scheduled"
+    status, said = spawned(clinic, "read", uid(CT), **gone)  # for the fifth time: given up on, and still a peer that failed
+    assert (status, said["end"], said["codes"]) == (4, "dead", ["study-unreachable"])
+    for letter in register.dead_letters():
+        register.discard(letter.id, "the test is over", int(time.time()))
 
 
 def test_what_cannot_be_read_says_why(typed: Typed) -> None:

@@ -1,11 +1,12 @@
 """findings.json is believed only as far as the model's declaration and the images go: one changed fact, one code."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from policies.findings import Measurement, is_critical, read_findings
+from policies.findings import Measurement, is_critical, read_findings, read_listed, to_json
 from rapha.errors import Refusal
 from tests.fixtures.studies import DIGEST, IMAGES, MODEL, document, finding, written
 
@@ -78,6 +79,7 @@ ANALYSED = {"index": 0, "status": "analysed"}
         (document(findings=[finding(confidence=True)]), "findings-confidence"),
         (document(findings=[finding(confidence="0.5")]), "findings-confidence"),
         (document(findings=[finding(shape="polygon")]), "findings-shape"),
+        (document(findings=[finding(shape="region")]), "findings-shape"),
         (document(findings=[finding(shape=["circle"])]), "findings-shape"),
         (document(findings=[finding(points=[[50.0, 40.0]])]), "findings-points"),
         (document(findings=[finding(points=[[50.0, 40.0], [50.0, 40.0]])]), "findings-points"),
@@ -126,3 +128,26 @@ def test_a_refusal_quotes_nothing_of_the_file() -> None:
 def test_a_finding_is_critical_from_the_declared_confidence_on(confidence: float, critical: bool) -> None:
     (one,) = read(document(findings=[finding(confidence=confidence)])).findings
     assert is_critical(MODEL, one) is critical
+
+
+@pytest.mark.parametrize(
+    ("points", "code"),
+    [
+        ([[50.0, 40.0], [60.0, 40.0], [60.0, 50.0]], ""),
+        ([[50.0, 40.0], [60.0, 40.0]], "findings-points"),
+        ([[50.0, 40.0], [60.0, 40.0], [50.0, 40.0]], "findings-points"),
+        ([[50.0, 40.0], [60.0, 40.0], [60.0, 100.5]], "findings-outside"),
+        ([[50.0, 40.0], [60.0, 40.0], [60.0, float(2)]] * 400, "findings-points"),
+    ],
+)
+def test_a_region_is_an_outline_within_the_image(points: list[list[float]], code: str) -> None:
+    kinds = tuple(replace(kind, shapes=("region",)) for kind in MODEL.findings.kinds)
+    model = replace(MODEL, findings=replace(MODEL.findings, kinds=kinds))
+    listed = [finding(shape="region", points=points)]
+    if code:
+        with pytest.raises(Refusal) as refused:
+            read_listed(listed, model, IMAGES)
+        assert refused.value.codes == (code,)
+    else:
+        (one,) = read_listed(listed, model, IMAGES)
+        assert to_json(model, one) == listed[0]
