@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from blocks.launcher import Launcher
-from infra.processes import living_in
 from rapha.errors import PeerError, Refusal
 from tests.fixtures.isolation import LIMITS, SAY, World, job_of, make_world
+from tests.fixtures.line import ours_in
 
 JOB = job_of("isolation")
 
@@ -236,7 +236,7 @@ time.sleep(60)
 """
     ended, _, facts = run(world, stubborn, seconds=1)
     assert (ended.exit, ended.reason) == ("timeout", "time")
-    assert living_in(facts.pidns) == []
+    assert ours_in(facts.pidns) == []
 
 
 def test_C15_a_late_writer_is_dead_before_anything_is_copied(world: World, tmp_path: Path) -> None:
@@ -321,14 +321,14 @@ SLEEP = "import time\ntime.sleep(60)"
 
 def _gone(inode: int) -> bool:
     end = time.monotonic() + 5
-    while living_in(inode) and time.monotonic() < end:
+    while ours_in(inode) and time.monotonic() < end:
         time.sleep(0.05)
-    return living_in(inode) == []
+    return ours_in(inode) == []
 
 
 def test_a_client_that_dies_takes_its_sandbox_along(world: World) -> None:
     with world.sandbox(JOB, SLEEP) as box:
-        assert living_in(box.facts.pidns) != []
+        assert ours_in(box.facts.pidns) != []
         with world.launcher() as other:
             assert other.call("holds", job=JOB, attempt=1)["holds"] is True
         box.launcher.close()

@@ -19,11 +19,10 @@ from flows.lease import LEASE_SECONDS
 from flows.training import train
 from infra.demo.papers import PAYEES
 from infra.demo.world import World
-from infra.processes import living_in
 from rapha.canonical import digest
 from rapha.declaration import read_declaration
 from rapha.errors import RaphaError
-from tests.fixtures.line import LineWatch, keeper_status, kept_namespaces, settled_line
+from tests.fixtures.line import LineWatch, keeper_status, kept_namespaces, ours_in, settled_line
 from tests.fixtures.running import BEFORE_THE_CUT, BEHIND_THE_CUT, IN_PLACE, FlowProcess, Mark, marked
 from tests.fixtures.world import attempt_folder, delivered, ended, entries, register_of
 
@@ -130,7 +129,7 @@ def check_clean(world: World, namespaces: set[int]) -> None:
     """Nothing of any attempt is left: no process, no staging, nothing in the launcher's memory; the line is back."""
     status = settled_line(world)
     assert (status["tokens"], status["unknown"], status["line_up"]) == ([], False, True)
-    assert [pid for inode in namespaces for pid in living_in(inode)] == []
+    assert [pid for inode in namespaces for pid in ours_in(inode)] == []
     assert list((world.layout.root / "staging").iterdir()) == []
     launcher = next(member.process for member in world.group.members if member.name == "launcher")
     assert launcher is not None

@@ -24,8 +24,7 @@ from pydicom import dcmread
 
 from infra.demo.papers import Wish
 from infra.demo.world import World
-from infra.processes import living_in
-from tests.fixtures.line import kept_namespaces
+from tests.fixtures.line import kept_namespaces, ours_in
 from tests.fixtures.needles import Needles, files, named_bytes, shapes, written
 from tests.fixtures.running import FlowProcess, Mark, marked
 from tests.fixtures.world import attempt_folder, ended, entries
@@ -129,7 +128,7 @@ def seen(hospital: World) -> Iterator[Seen]:
 
 
 def _sandbox(out: Seen) -> list[int]:
-    return [pid for inode in kept_namespaces(out.world) for pid in living_in(inode)]
+    return [pid for inode in kept_namespaces(out.world) for pid in ours_in(inode)]
 
 
 def _wait_read(out: Seen, seconds: float = 40.0) -> None:

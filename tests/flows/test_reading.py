@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -16,7 +15,6 @@ from pydicom.dataset import Dataset
 from blocks.archive import Archive
 from blocks.audit import Wanted
 from infra.hospital.reading_cohort import identifiers, make_study
-from policies.polling import FoundSeries, FoundStudy
 from rapha.ledger import read, verify
 from rapha.trail import verify_trail
 from tasks.reading.validate import sr_facts, validate
@@ -121,22 +119,3 @@ def check_no_identifier(clinic: Reading) -> None:
 
 def test_sealed_files_do_not_stay(clinic: Reading) -> None:
     assert [path for name in ("received", "fetched") for path in (clinic.folder / name).rglob("*.sealed")] == []
-
-
-def test_a_study_that_is_not_there_is_not_owed(clinic: Reading) -> None:
-    assert clinic.run("asyncio.run(flows.read(4711))") == {"row": 4711, "end": "not-owed"}
-
-
-def test_an_archive_that_is_gone_is_tried_again_later(clinic: Reading, tmp_path: Path) -> None:
-    register = clinic.clinic().register
-    series = FoundSeries(series_uid="2.25.5", modality="CT", instances=3, contents="new")
-    row = register.found("primary", FoundStudy(study_uid="2.25.4712", series=(series,)), int(time.time())).row
-    text = (clinic.folder / "profile.yaml").read_text()
-    port = clinic.clinic().profile.endpoints["primary"].port
-    (tmp_path / "gone.yaml").write_text(text.replace(f"port: {port},", "port: 9,"))
-    found = clinic.run(f"asyncio.run(flows.read({row}))", RAPHA_PROFILE_PATH=str(tmp_path / "gone.yaml"))
-    assert found == {"row": row, "end": "scheduled"}
-    (queued,) = [one for one in register.queue() if one.row == row]
-    assert (queued.state, queued.codes) == ("scheduled", ("dimse-unreachable",))
-    ended = [entry.body for entry in read(clinic.folder / "state" / "ledger") if entry.kind == "ended"]
-    assert [one["codes"] for one in ended if one["row"] == row] == [["dimse-unreachable"]]

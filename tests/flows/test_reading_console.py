@@ -19,7 +19,9 @@ from flows.person import person
 from infra.hospital.reading_cohort import identifiers, make_study
 from infra.serve import base_environment
 from policies.audit_message import parse
+from policies.polling import FoundSeries
 from rapha.console.app import build, run
+from rapha.ledger import read
 from tests.fixtures.clinic import ROOT, Reading, reading
 
 Typed = Callable[..., tuple[int, Any]]
@@ -262,3 +264,25 @@ def test_stats_count_what_waits_and_what_was_done(clinic: Reading, typed: Typed)
     assert sum(counts["priorities"].values()) == sum(counts["stages"].values()) == counts["waiting"] == before.waiting + 1
     assert 3600 <= counts["oldest_waiting_seconds"] < 3700
     assert set(counts["notices"]) <= {"waiting", "sent", "dead", "acknowledged"}
+
+
+# -- the same by the flow alone
+
+
+def test_a_study_that_is_not_there_is_not_owed(clinic: Reading) -> None:
+    assert clinic.run("asyncio.run(flows.read(4711))") == {"row": 4711, "end": "not-owed", "peer": False}
+
+
+def test_an_archive_that_is_gone_is_tried_again_later(clinic: Reading, tmp_path: Path) -> None:
+    register = clinic.clinic().register
+    series = FoundSeries(series_uid="2.25.5", modality="CT", instances=3, contents="new")
+    row = register.found("primary", FoundStudy(study_uid="2.25.4712", series=(series,)), int(time.time())).row
+    text = (clinic.folder / "profile.yaml").read_text()
+    port = clinic.clinic().profile.endpoints["primary"].port
+    (tmp_path / "gone.yaml").write_text(text.replace(f"port: {port},", "port: 9,"))
+    found = clinic.run(f"asyncio.run(flows.read({row}))", RAPHA_PROFILE_PATH=str(tmp_path / "gone.yaml"))
+    assert found == {"row": row, "end": "scheduled", "peer": True}
+    (queued,) = [one for one in register.queue() if one.row == row]
+    assert (queued.state, queued.codes) == ("scheduled", ("dimse-unreachable",))
+    ended = [entry.body for entry in read(clinic.folder / "state" / "ledger") if entry.kind == "ended"]
+    assert [one["codes"] for one in ended if one["row"] == row] == [["dimse-unreachable"]]

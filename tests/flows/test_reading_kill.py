@@ -279,8 +279,8 @@ def test_a_lease_that_runs_out_in_the_middle_of_a_shift_is_taken_back_in_it(by_m
     register, now = by_move.clinic().register, int(time.time())
     series = (FoundSeries(series_uid="2.25.71", modality="DX", instances=1),)
     row = register.found("primary", FoundStudy(study_uid="2.25.7", series=series), now).row
-    assert register.claim("a worker that is dead", now, 6, row=row) is not None
-    ends = by_move.run("asyncio.run(flows.drain(seconds=60.0, idle=12.0))")
+    assert register.claim("a worker that is dead", now, 4, row=row) is not None
+    ends = by_move.run("asyncio.run(flows.drain(seconds=60.0, idle=8.0))")
     found = register.study(row)
     assert (ends, found.attempt, found.codes) == ({"dead": 1}, 2, ("arrival-nothing",))
     register.discard(register.dead_letters()[0].id, "it was never there", int(time.time()))

@@ -95,7 +95,7 @@ def whole(course: Course, begins: str) -> str:
     return course.complete()
 
 
-@pytest.fixture(scope="module", params=["C-MOVE", "C-GET"])
+@pytest.fixture(scope="module", params=["C-MOVE", pytest.param("C-GET", marks=pytest.mark.soak)])
 def up(request: pytest.FixtureRequest) -> Iterator[Ward]:
     study = make_study("ct", 77, 1)
     for dataset in study:
