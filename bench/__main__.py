@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from rich.console import Console
@@ -33,14 +34,21 @@ def main(names: list[str]) -> int:
     """Runs the named measurements, or all."""
     before, began = {**machine(), "load_before": load()}, time.monotonic()
     rows: list[Row] = []
+    missing: list[str] = []
     for name in names or MODULES:
         print(f"measuring: {name}", file=sys.stderr, flush=True)
-        rows += importlib.import_module(f"bench.{name}").rows()
+        try:
+            rows += importlib.import_module(f"bench.{name}").rows()
+        except Exception:  # noqa: BLE001  # the other measurements are not lost with it; the exit status tells
+            traceback.print_exc()
+            missing.append(name)
     Console(width=150).print(table(rows))
-    facts = {**before, "load_after": load(), "seconds": round(time.monotonic() - began)}
+    for name in missing:
+        print(f"not measured: {name}", file=sys.stderr)
+    facts = {**before, "not_measured": missing, "load_after": load(), "seconds": round(time.monotonic() - began)}
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps({"machine": facts, "rows": [row.to_json() for row in rows]}, indent=1) + "\n")
-    return 0
+    return 1 if missing else 0
 
 
 def table(rows: list[Row]) -> Table:

@@ -2,7 +2,9 @@
 
 import email
 import json
+import secrets
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from email.message import Message
@@ -55,18 +57,28 @@ def _onboard(environment: dict[str, str], show: Show) -> None:
 
 
 def start_run(ui: str, deployment: str, parameters: dict[str, Any]) -> None:
-    """One run of a deployment, as its schedule would start it. Raises `PeerError(demo-engine)`."""
+    """One run of a deployment, as its schedule would start it, and not two. Raises `PeerError(demo-engine)`."""
+    once = {"parameters": parameters, "idempotency_key": secrets.token_hex(16)}
     try:
         found = _posted(f"{ui}/api/deployments/filter", {"deployments": {"name": {"any_": [deployment.partition("/")[2]]}}})
-        _posted(f"{ui}/api/deployments/{found[0]['id']}/create_flow_run", {"parameters": parameters})
-    except (OSError, ValueError, LookupError):
-        raise PeerError("demo-engine", f"the engine did not start {deployment}", peer="engine") from None
+        _posted(f"{ui}/api/deployments/{found[0]['id']}/create_flow_run", once)
+    except (OSError, ValueError, LookupError) as error:
+        said = f"the engine did not start {deployment}: {error}"
+        raise PeerError("demo-engine", said, peer="engine") from None
 
 
 def _posted(url: str, body: dict[str, Any]) -> Any:
+    """The engine's answer. Its SQLite is locked now and then (503): asked again, as its own client does."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.loads(answer.read())
+    for pause in (0.2, 0.5, 1.0, 2.0, None):
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last one raises")
 
 
 def _followed(up: World, show: Show, wanted: int) -> list[dict[str, Any]]:
