@@ -33,7 +33,8 @@ def new(kind: Literal["ct", "dx"], seed: int, planted: int) -> list[Dataset]:
 STUDIES = [new("ct", 11, 1), new("dx", 12, 0)]
 
 
-@pytest.fixture(scope="module", params=["C-MOVE", "C-GET"])
+# By C-GET with read-back, two Orthancs' test and that of PostgreSQL go in every run.
+@pytest.fixture(scope="module", params=["C-MOVE", pytest.param("C-GET", marks=pytest.mark.soak)])
 def clinic(request: pytest.FixtureRequest) -> Iterator[Reading]:
     with reading(STUDIES, request.param) as up:
         if request.param == "C-MOVE":  # probed, it is known to offer storage commitment; not probed, the report is read back
