@@ -14,9 +14,10 @@ from typing import Any
 
 from blocks.sealed_columns import SealedColumns
 from rapha.errors import PeerError
-from rapha.files import replace_durably
+from rapha.files import replace_durably, unfinished
 
 KEPT, NOTE = "kept", ".note"
+_HALF = unfinished(Path(NOTE)).name
 _NAME = re.compile(r"[0-9a-z-]{1,100}")
 
 
@@ -69,17 +70,20 @@ class KeptFiles:
         """Every note there is."""
         return sorted(path.stem for path in self._folder.glob(f"*{NOTE}") if _NAME.fullmatch(path.stem))
 
+    def unfinished(self) -> list[str]:
+        """Notes that somebody began to write: whoever was killed meanwhile has moved no file yet."""
+        return sorted(path.name.removesuffix(_HALF) for path in self._folder.glob(f"*{_HALF}"))
+
     def forget(self, name: str, *, but: frozenset[str] = frozenset()) -> int:
         """Removes the note's files, but for those that another note has, and then the note; how many. Raises `PeerError`
         register-tampered (nothing is removed), kept-unwritable."""
-        document = self.read(name)
-        if document is None:
-            return 0
+        document = self.read(name) or {"files": []}
         gone = [path for path in document["files"] if path not in but]
         try:
             for path in gone:
                 Path(path).unlink(missing_ok=True)
-            self._note(name).unlink(missing_ok=True)
+            for note in (self._note(name), unfinished(self._note(name))):
+                note.unlink(missing_ok=True)
         except OSError:
             raise PeerError("kept-unwritable", "a sealed file cannot be removed", peer="disk") from None
         return len(gone)

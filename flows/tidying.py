@@ -18,7 +18,7 @@ log = logging.getLogger("rapha.reading")
 
 def tidy(clinic: Clinic) -> None:
     """Raises nothing: what fails is tried again at the next shift, and the studies that wait go first."""
-    for name in clinic.kept.names():
+    for name in {*clinic.kept.names(), *clinic.kept.unfinished()}:
         _told(lambda name=name: _note(clinic, name))  # type: ignore[misc]
     _told(lambda: _unnamed(clinic))
     _told(lambda: _strays(clinic))

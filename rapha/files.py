@@ -34,7 +34,7 @@ def read_regular(path: Path, limit: int, code: str) -> bytes:
 
 def replace_durably(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:
     """Replaces a file whole, on disk when this returns: a crash leaves the old or the new. Raises `OSError`."""
-    temporary = path.with_name(path.name + ".new")
+    temporary = unfinished(path)
     with temporary.open("wb") as stream:
         if callable(write):
             write(stream)
@@ -44,6 +44,11 @@ def replace_durably(path: Path, write: bytes | Callable[[BinaryIO], object]) -> 
         os.fsync(stream.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """Where `replace_durably` writes first: a kill leaves it there, and it may go once nobody writes `path` any more."""
+    return path.with_name(path.name + ".new")
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,14 +3,21 @@
 import datetime as dt
 import io
 
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from policies.model import Code
 from policies.uid import derived_uid
 
 MANUFACTURER = "rapha"
 IMPLEMENTATION, VERSION_NAME = derived_uid("implementation", ["rapha"]), "RAPHA_1"
 SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+
+
+def coded(code: Code) -> CodedConcept:
+    """As a content item has it."""
+    return CodedConcept(code.value, code.scheme, code.meaning)
 
 
 def dated(dataset: Dataset, at: dt.datetime) -> Dataset:

@@ -39,7 +39,7 @@ from policies.findings import Finding
 from policies.model import FindingKind, Model
 from policies.uid import derived_uid
 from rapha.errors import Refusal
-from tasks.reading.objects import MANUFACTURER, SLIDE, dated, to_bytes
+from tasks.reading.objects import MANUFACTURER, SLIDE, coded, dated, to_bytes
 from tasks.reading.segmentation import REGION, Region, is_drawn, segmentations
 
 SERIES_DESCRIPTION = "AI findings"
@@ -205,8 +205,8 @@ def _planar(
         referenced_region=None if segment else _region(source, finding),
         referenced_segment=segment,
         tracking_identifier=TrackingIdentifier(uid=derived_uid("finding", [name]), identifier=_tracking(name)),
-        finding_type=_coded(kind.code),
-        finding_category=_coded(kind.category),
+        finding_type=coded(kind.code),
+        finding_category=coded(kind.category),
         algorithm_id=algorithm,
         measurements=[certainty, *measured],
     )
@@ -277,11 +277,7 @@ def _measured(name: str, value: float, model: Model) -> Measurement:
     kind = model.findings.measurement(name)
     if kind is None:
         raise Refusal(["report-unknown-measurement"], "a measurement is none that its model declares", gate="report")
-    return Measurement(name=_coded(kind.code), value=float(f"{value:.6g}"), unit=_coded(kind.unit))
-
-
-def _coded(code: Any) -> CodedConcept:
-    return CodedConcept(code.value, code.scheme, code.meaning)
+    return Measurement(name=coded(kind.code), value=float(f"{value:.6g}"), unit=coded(kind.unit))
 
 
 def _tracking(name: str) -> str:

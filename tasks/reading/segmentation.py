@@ -18,7 +18,7 @@ from highdicom.seg import (
     SegmentationTypeValues,
     SegmentDescription,
 )
-from highdicom.sr import CodedConcept, ReferencedSegmentationFrame, SourceImageForSegmentation
+from highdicom.sr import ReferencedSegmentationFrame, SourceImageForSegmentation
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
@@ -27,7 +27,7 @@ from policies.model import FindingKind, Model
 from policies.report import SEGMENTATION
 from policies.uid import derived_uid
 from rapha.errors import Refusal
-from tasks.reading.objects import MANUFACTURER, SLIDE, VERSION_NAME
+from tasks.reading.objects import MANUFACTURER, SLIDE, VERSION_NAME, coded
 
 REGION = "region"
 SERIES_DESCRIPTION, SERIES_NUMBER = "AI regions", 9001
@@ -150,8 +150,8 @@ def _description(region: Region, number: int) -> SegmentDescription:
     return SegmentDescription(
         segment_number=number,
         segment_label=region.kind.code.meaning,
-        segmented_property_category=_coded(region.kind.category),
-        segmented_property_type=_coded(region.kind.code),
+        segmented_property_category=coded(region.kind.category),
+        segmented_property_type=coded(region.kind.code),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=AlgorithmIdentificationSequence(
             name=region.model.name, version=region.model.version, family=codes.DCM.ArtificialIntelligence
@@ -166,7 +166,3 @@ def _unrandom(dataset: Dataset, uid: str) -> None:
     for element in dataset.iterall():
         if element.keyword == "DimensionOrganizationUID":
             element.value = uid
-
-
-def _coded(code: Any) -> CodedConcept:
-    return CodedConcept(code.value, code.scheme, code.meaning)

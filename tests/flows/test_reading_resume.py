@@ -290,3 +290,19 @@ def test_a_study_that_was_through_before_the_engine_failed_is_through(
     assert asyncio.run(reading._studied(clinic, lease)) == "completed"
     assert clinic.register.study(1).state == "completed"
     assert sum(1 for _ in read(before)) == entries  # no word of a failure
+
+
+def test_a_note_that_was_half_written_goes_once_its_study_is_through(replayed: Replayed) -> None:
+    """A kill within the write: no file was moved yet, and what was written, sealed, is nobody's from then on."""
+    replayed.dead_at("report")
+    folder = replayed.ward.folder / "state" / "kept"
+    half, other = folder / f"1-{replayed.register.study(1).order}-99.note.new", folder / "4711-0-1.note.new"
+    half.write_bytes(b"sealed, and not whole")
+    other.write_bytes(b"of a study that the register does not know")
+    tidy(replayed.clinic())
+    assert half.exists(), "the study is owed: its attempt may be writing now"
+    with replayed.course() as course:
+        assert whole(course, course.resume()) == "completed"
+    tidy(replayed.clinic())
+    assert not half.exists() and other.exists()
+    other.unlink()
