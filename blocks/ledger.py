@@ -34,6 +34,7 @@ from rapha.ledger import (
     read,
     read_entry,
     read_on,
+    signed_checkpoint,
     signed_head,
 )
 
@@ -153,8 +154,7 @@ class Ledger:
                 os.truncate(self.folder / ENTRIES, before)
             raise
         if self._every <= 1 or any((entry.seq + 1) % self._every == 1 for entry in entries):
-            self._trim_checkpoints()
-            self._append_line(CHECKPOINTS, canonical(self._mark(last.seq + 1, last.hash)) + b"\n")
+            self._append_line(CHECKPOINTS, canonical(self._checkpoint(last.seq + 1, last.hash)) + b"\n")
 
     def _recovered(self) -> tuple[int, str]:
         length, head, end = self._signed()
@@ -190,7 +190,8 @@ class Ledger:
         try:
             mark = parse((self.folder / HEAD).read_bytes(), what="ledger head")
             length, head, end = mark["length"], mark["head"], mark["bytes"]
-            self._key.public_key().verify(base64.b64decode(mark["signature"], validate=True), signed_head(length, head))
+            signed = signed_head(length, head, mark["checkpoints"])
+            self._key.public_key().verify(base64.b64decode(mark["signature"], validate=True), signed)
         except (Refusal, InvalidSignature, KeyError, TypeError, ValueError):
             raise Refusal(["ledger-broken"], "the ledger's head is not one that its key signed") from None
         if type(length) is not int or type(end) is not int or end < 0:
@@ -203,19 +204,28 @@ class Ledger:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(stream.fileno())
 
-    def _trim_checkpoints(self) -> None:
-        """A line that a crash or a full disk cut short is no checkpoint."""
-        content = (self.folder / CHECKPOINTS).read_bytes()
-        if content and not content.endswith(b"\n"):
-            os.truncate(self.folder / CHECKPOINTS, content.rfind(b"\n") + 1)
+    def _trim_checkpoints(self) -> int:
+        """A line that a crash or a full disk cut short is no checkpoint. The bytes of those that are."""
+        with (self.folder / CHECKPOINTS).open("r+b") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - MAX_LINE))
+            tail = stream.read()
+            if tail and not tail.endswith(b"\n"):
+                size -= len(tail) - tail.rfind(b"\n") - 1
+                stream.truncate(size)
+        return size
 
-    def _mark(self, length: int, head: str) -> dict[str, Any]:
-        signature = base64.b64encode(self._key.sign(signed_head(length, head))).decode()
-        return {"length": length, "head": head, "signature": signature}
+    def _checkpoint(self, length: int, head: str) -> dict[str, Any]:
+        return {"length": length, "head": head, "signature": self._signature(signed_checkpoint(length, head))}
+
+    def _signature(self, signed: bytes) -> str:
+        return base64.b64encode(self._key.sign(signed)).decode()
 
     def _write_head(self, length: int, head: str) -> None:
-        size = (self.folder / ENTRIES).stat().st_size
-        replace_durably(self.folder / HEAD, canonical({**self._mark(length, head), "bytes": size}) + b"\n")
+        entries, marks = (self.folder / ENTRIES).stat().st_size, self._trim_checkpoints()
+        said = {"length": length, "head": head, "checkpoints": marks, "bytes": entries}
+        signature = self._signature(signed_head(length, head, marks))
+        replace_durably(self.folder / HEAD, canonical({**said, "signature": signature}) + b"\n")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

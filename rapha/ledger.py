@@ -1,9 +1,9 @@
 """The ledger's format and its verifier: what an auditor runs, with nothing of the node at hand.
 
 A ledger is a folder: `entries.jsonl`, one canonical JSON object a line, hash-chained; `head.json`, the length and hash of the
-newest entry, signed with the node's Ed25519 ledger key at every append; every so many appends the signed head is also kept, one a
-line, in `checkpoints.jsonl`. A whole folder set back to an older copy of itself is whole: who must notice that keeps a head
-elsewhere. `ledger.lock` orders those who write, and lets a reader see a line and its head together.
+newest entry, signed with the node's Ed25519 ledger key at every append; every so many appends a checkpoint is kept, one a line, in
+`checkpoints.jsonl`: signed in a domain of its own, so that none can be put in the head's place, and the head says how many bytes
+of them stand. A whole folder set back to an older copy of itself is whole: who must notice that keeps a head elsewhere. `ledger.lock` orders those who write, and lets a reader see a line and its head together.
 
     entry  = {"seq": n, "prev": hash of entry n-1, "at": seconds, "kind": …, "body": {…}, "hash": …}
     hash   = sha256 of the canonical form of the entry without "hash"
@@ -29,7 +29,7 @@ from rapha.errors import Refusal
 ENTRIES, HEAD, CHECKPOINTS, GENESIS = "entries.jsonl", "head.json", "checkpoints.jsonl", "ledger.json"
 LOCK = "ledger.lock"
 MAX_LINE = 1 << 16
-HEAD_DOMAIN = b"rapha ledger head v1\n"
+HEAD_DOMAIN, CHECKPOINT_DOMAIN = b"rapha ledger head v2\n", b"rapha ledger checkpoint v2\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,14 @@ def read_on(lines: Iterable[bytes], seq: int, prev: str) -> Iterator[Entry]:
         prev, seq = entry.hash, seq + 1
 
 
-def signed_head(length: int, head: str) -> bytes:
-    """The bytes that the ledger key signs."""
-    return HEAD_DOMAIN + canonical({"length": length, "head": head})
+def signed_head(length: int, head: str, checkpoints: int) -> bytes:
+    """The bytes that the ledger key signs for a head. checkpoints: bytes of `checkpoints.jsonl` that stand by then."""
+    return HEAD_DOMAIN + canonical({"length": length, "head": head, "checkpoints": checkpoints})
+
+
+def signed_checkpoint(length: int, head: str) -> bytes:
+    """The bytes that the ledger key signs for a checkpoint."""
+    return CHECKPOINT_DOMAIN + canonical({"length": length, "head": head})
 
 
 def verify(folder: Path, key: Ed25519PublicKey | None = None) -> Report:
@@ -129,8 +134,8 @@ def examine(folder: Path, key: Ed25519PublicKey | None = None) -> tuple[Report, 
     """`verify`, and the entries that it read: all of them where the report is good, else none.
 
     What must hold: 1 the folder and its three files are there; 2 every line is an entry in canonical form whose hash is right;
-    3 seq counts from 0 without gap; 4 every prev is the hash before; 5 every checkpoint is signed and lies on the chain; 6 the
-    signed head is the last entry.
+    3 seq counts from 0 without gap; 4 every prev is the hash before; 5 every checkpoint is signed and lies on the chain, each further
+    than the one before; 6 the signed head is the last entry, and no checkpoint is missing that it counted.
     """
     try:
         if not all((folder / name).is_file() for name in (GENESIS, ENTRIES, CHECKPOINTS, HEAD)):
@@ -139,17 +144,20 @@ def examine(folder: Path, key: Ed25519PublicKey | None = None) -> tuple[Report, 
         key = key or ledger_key(folder)
         with _still(folder):
             lines = _lines((folder / ENTRIES).read_bytes())
-            raw_marks = [*_lines((folder / CHECKPOINTS).read_bytes()), (folder / HEAD).read_bytes()]
+            raw_marks, raw_head = _lines((folder / CHECKPOINTS).read_bytes()), (folder / HEAD).read_bytes()
     except (OSError, Refusal) as error:
         return Report(False, 0, "", "missing", None, f"cannot be read: {type(error).__name__}"), []
     report, entries = _verify_chain(lines, genesis(ledger_id))
     if not report.ok:
         return report, []
     try:
-        marks = [parse(raw, what="checkpoint") for raw in raw_marks]
+        marks, signed = [parse(raw, what="checkpoint") for raw in raw_marks], parse(raw_head, what="ledger head")
     except Refusal:
         return Report(False, report.entries, report.head, "unsigned", None, "a checkpoint or the head is not JSON"), []
-    report = _verify_marks(report, [entry.hash for entry in entries], marks, key)
+    hashes = [entry.hash for entry in entries]
+    report = _verify_marks(report, hashes, marks, key)
+    if report.ok:
+        report = _verify_head(report, hashes, signed, key, sum(map(len, raw_marks)))
     return report, entries if report.ok else []
 
 
@@ -227,19 +235,44 @@ def _break_kind(entries: list[Entry], n: int, prev: str, seen: dict[str, int]) -
 
 
 def _verify_marks(report: Report, hashes: list[str], marks: list[Any], key: Ed25519PublicKey) -> Report:
+    before = 0
     for mark in marks:
         try:
             length, head = mark["length"], mark["head"]
             if type(length) is not int or length < 0 or not isinstance(head, str):
-                raise ValueError("not a head")
-            key.verify(base64.b64decode(mark["signature"], validate=True), signed_head(length, head))
+                raise ValueError("not a checkpoint")
+            key.verify(base64.b64decode(mark["signature"], validate=True), signed_checkpoint(length, head))
         except (InvalidSignature, KeyError, TypeError, ValueError):
             return Report(False, report.entries, report.head, "unsigned", None, "a checkpoint's signature does not verify")
-        if length > len(hashes):
-            return Report(False, report.entries, report.head, "truncated", len(hashes), f"{length} entries were signed for")
-        if length and hashes[length - 1] != head:
-            return Report(False, report.entries, report.head, "edited", length - 1, "the entry is not the one signed for")
-    if marks[-1]["length"] != len(hashes):
-        length = marks[-1]["length"]
-        return Report(False, report.entries, report.head, "unsigned", length, "entries after the signed head")
+        if bad := _off_chain(report, hashes, length, head):
+            return bad
+        if length <= before:
+            return Report(False, report.entries, report.head, "replayed", length, "a checkpoint stands twice, or behind a later one")
+        before = length
     return report
+
+
+def _verify_head(report: Report, hashes: list[str], signed: Any, key: Ed25519PublicKey, size: int) -> Report:
+    """size: bytes of the checkpoints that are there."""
+    try:
+        length, head, checkpoints = signed["length"], signed["head"], signed["checkpoints"]
+        if any(type(n) is not int or n < 0 for n in (length, checkpoints)) or not isinstance(head, str):
+            raise ValueError("not a head")
+        key.verify(base64.b64decode(signed["signature"], validate=True), signed_head(length, head, checkpoints))
+    except (InvalidSignature, KeyError, TypeError, ValueError):
+        return Report(False, report.entries, report.head, "unsigned", None, "the head's signature does not verify")
+    if bad := _off_chain(report, hashes, length, head):
+        return bad
+    if length != len(hashes):
+        return Report(False, report.entries, report.head, "unsigned", length, "entries after the signed head")
+    if size < checkpoints:
+        return Report(False, report.entries, report.head, "deleted", None, "checkpoints are missing that the head counted")
+    return report
+
+
+def _off_chain(report: Report, hashes: list[str], length: int, head: str) -> Report | None:
+    if length > len(hashes):
+        return Report(False, report.entries, report.head, "truncated", len(hashes), f"{length} entries were signed for")
+    if length and hashes[length - 1] != head:
+        return Report(False, report.entries, report.head, "edited", length - 1, "the entry is not the one signed for")
+    return None

@@ -296,7 +296,8 @@ class _Verifier:
                 entry.hash,
             ):
                 raise ValueError("not this segment's")
-            self._key.verify(base64.b64decode(mark["signature"], validate=True), signed_head(entry.seq + 1, entry.hash))
+            signed = signed_head(entry.seq + 1, entry.hash, mark["checkpoints"])
+            self._key.verify(base64.b64decode(mark["signature"], validate=True), signed)
         except (OSError, Refusal, InvalidSignature, KeyError, TypeError, ValueError):
             raise _Wrong("edited", number, None, "what a removed segment left is not its signed carry-over") from None
         if Entry.make(entry.seq, entry.prev, entry.at, entry.kind, entry.body).hash != entry.hash:

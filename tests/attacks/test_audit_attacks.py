@@ -314,9 +314,11 @@ def test_H04_any_single_byte_that_changes_is_found(folder: Path, data: st.DataOb
         path.write_bytes(before)
 
 
-def _signed_parts(raw: bytes) -> list[tuple[int, str, bytes]]:
+def _signed_parts(raw: bytes) -> list[tuple[int, str, int | None, bytes]]:
     marks = [json.loads(line) for line in raw.split(b"\n") if line.strip()]
-    return [(mark["length"], mark["head"], base64.b64decode(mark["signature"], validate=True)) for mark in marks]
+    return [
+        (mark["length"], mark["head"], mark.get("checkpoints"), base64.b64decode(mark["signature"], validate=True)) for mark in marks
+    ]
 
 
 def test_H04_a_rollback_to_an_older_copy_is_found_by_a_head_that_was_kept_elsewhere(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from blocks.ledger import Ledger
 from rapha.canonical import canonical
 from rapha.errors import Refusal
-from rapha.ledger import CHECKPOINTS, ENTRIES, GENESIS, HEAD, Entry, read, verify
+from rapha.ledger import CHECKPOINTS, ENTRIES, GENESIS, HEAD, Entry, read, signed_head, verify
 from rapha.signing import write_private
 
 KEY = Ed25519PrivateKey.generate()
@@ -150,6 +150,31 @@ def test_H04_truncation_with_an_older_head_is_found_by_a_checkpoint(tmp_path: Pa
     assert found(made) == ("truncated", 3)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_H04_a_checkpoint_in_the_heads_place_does_not_shorten_the_ledger(ledger: Ledger, which: int) -> None:
+    marks = (ledger.folder / CHECKPOINTS).read_bytes().splitlines(keepends=True)
+    length = json.loads(marks[which])["length"]
+    put(ledger, lines(ledger)[:length])
+    (ledger.folder / CHECKPOINTS).write_bytes(b"".join(marks[: which + 1]))
+    (ledger.folder / HEAD).write_bytes(marks[which])
+    assert found(ledger)[0] == "unsigned"
+    forged = json.loads(marks[which]) | {"checkpoints": 0, "bytes": 1}
+    (ledger.folder / HEAD).write_bytes(canonical(forged))
+    assert found(ledger)[0] == "unsigned"
+
+
+@pytest.mark.parametrize("kept", [slice(0, 0), slice(1, None)])
+def test_H04_a_checkpoint_that_was_removed_is_missed(ledger: Ledger, kept: slice) -> None:
+    for n in range(16):  # the newest checkpoint is counted by the next head
+        ledger.append("mark", {"n": n})
+    path = ledger.folder / CHECKPOINTS
+    marks = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(marks[kept]))
+    assert found(ledger) == ("deleted", None)
+    path.write_bytes(b"".join([*marks, *marks]))
+    assert found(ledger)[0] == "replayed"
+
+
 @pytest.mark.parametrize("name", [ENTRIES, HEAD, CHECKPOINTS, GENESIS])
 def test_H04_a_missing_file_is_not_a_valid_ledger(ledger: Ledger, name: str) -> None:
     (ledger.folder / name).unlink()
@@ -162,7 +187,7 @@ def test_H04_a_missing_folder_is_not_a_valid_ledger(tmp_path: Path) -> None:
 
 def _foreign(mark: dict[str, Any]) -> dict[str, Any]:
     other = Ledger(Path(), Ed25519PrivateKey.generate())
-    return {**mark, **other._mark(mark["length"], mark["head"])}
+    return {**mark, "signature": other._signature(signed_head(mark["length"], mark["head"], mark["checkpoints"]))}
 
 
 HEADS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -174,6 +199,8 @@ HEADS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "signature": lambda mark: mark | {"signature": "AAAA"},
     "no signature": lambda mark: {"length": mark["length"], "head": mark["head"]},
     "foreign key": _foreign,
+    "checkpoints": lambda mark: mark | {"checkpoints": mark["checkpoints"] - 1},
+    "no checkpoints": lambda mark: {name: value for name, value in mark.items() if name != "checkpoints"},
     "a list": lambda mark: [mark],
     "nothing": lambda mark: None,
 }
