@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from blocks.audit_segments import Period, Segments
 from blocks.profile import load_profile
+from blocks.settings import mode_of
 from policies.audit_codes import OUTCOMES
 from policies.audit_events import KINDS, Act, Patient, Stage, Study, compose
 from policies.audit_message import Message, Source, build, parse
@@ -40,7 +41,7 @@ from rapha.canonical import canonical
 from rapha.errors import ConfigurationError, PeerError, RaphaError, Refusal
 from rapha.ledger import MAX_LINE, Entry
 from rapha.signing import load_private
-from rapha.trail import LEAST_YEARS, MOST_YEARS, TRAIL
+from rapha.trail import LEAST_YEARS, MOST_YEARS, SEGMENTS, TRAIL, TRAIL_LOCK
 
 __all__ = ["Act", "AuditTrail", "Patient", "Study", "Wanted", "audited", "create_audit_trail", "open_audit_trail"]
 KEY_BYTES, SALT, NONCE = 32, 16, 12
@@ -326,16 +327,17 @@ def failure(error: BaseException) -> tuple[int, str]:
     return 8, type(error).__name__
 
 
-def open_audit_trail(environment: Mapping[str, str] = os.environ, *, years: int | None = None) -> AuditTrail:
+def open_audit_trail(environment: Mapping[str, str] = os.environ, *, years: int | None = None, make: bool = True) -> AuditTrail:
     """The trail of this node: `RAPHA_AUDIT_DIR` (else the profile's `audit.log_directory`, else `audit` in `RAPHA_STATE_DIR`),
     `RAPHA_AUDIT_KEY_BASE64`, and its signing key `audit.pem` in `RAPHA_KEYS_DIR`. years: how long it is kept;
     `RAPHA_AUDIT_RETENTION_YEARS`, else the profile's `audit.retention_years`, else 7.
 
-    Development makes a trail where there is none. Production does not: a trail that is gone is no new trail (`rapha audit init`).
-    `ConfigurationError` with a code for what is missing or wrong.
+    Development makes a trail where there is none, unless `make` is False: who only reads one makes none. Production does not: a
+    trail that is gone is no new trail (`rapha audit init`). `ConfigurationError` with a code for what is missing or wrong.
     """
     folder, key, signer = audit_place(environment)
-    if not (folder / TRAIL).exists() and environment.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") != "true":
+    mode = mode_of(environment, absent="development")
+    if make and mode == "development" and not (folder / TRAIL).exists():
         _created(folder, signer)
     return AuditTrail(
         folder, key, signer, source=_source(environment), years=_years(environment, years), period=_period(environment)
@@ -376,7 +378,13 @@ def _of_profile(environment: Mapping[str, str], key: str) -> Any:
     return load_profile(Path(path), environment).values.get(f"audit.{key}") if path else None
 
 
+_OURS = {TRAIL, SEGMENTS, TRAIL_LOCK, "lost+found"}
+
+
 def _created(folder: Path, signer: Ed25519PrivateKey) -> None:
+    others = {one.name for one in folder.iterdir()} - _OURS if folder.is_dir() else set()
+    if others:
+        raise ConfigurationError(["audit-folder-other"], f"{folder} holds other things than an audit trail: name an empty folder")
     try:
         Segments.create(folder, signer)
     except Refusal:  # another process was first

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from blocks.ledger import Ledger
 from rapha.canonical import canonical, parse
 from rapha.errors import ConfigurationError, Refusal
-from rapha.files import replace_durably, sync_folder
+from rapha.files import made_folder, replace_durably, sync_folder
 from rapha.ledger import CHECKPOINTS, ENTRIES, GENESIS, HEAD, LOCK, MAX_LINE, Entry, read_entry
 from rapha.trail import (
     CARRY,
@@ -62,7 +62,7 @@ class Segments:
     @staticmethod
     def create(folder: Path, signer: Ed25519PrivateKey) -> None:
         """A new, empty trail. `Refusal` audit-exists where there is one, or what is left of one."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made_folder(folder, "audit-unwritable")
         with _locked(folder):
             if (folder / TRAIL).exists() or (folder / SEGMENTS).exists():
                 raise Refusal(["audit-exists"], "this folder holds an audit trail already, or a part of one")

@@ -14,6 +14,8 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from rapha.errors import ConfigurationError, PeerError
 
+TOO_LARGE = ("OverflowError", "NumericValueOutOfRange")  # SQLite's driver, PostgreSQL
+
 
 class RowConflict(PeerError):
     """A unique or foreign key would be broken."""
@@ -29,7 +31,10 @@ def open_engine(url: str) -> Engine:
         raise ConfigurationError(["register-url"], "the register is SQLite or PostgreSQL")
     if parsed.get_backend_name() == "sqlite":
         _private_file(parsed.database)
-    engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+    try:
+        engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+    except (ImportError, SQLAlchemyError):
+        raise ConfigurationError(["register-url"], "a PostgreSQL register is postgresql+psycopg://…") from None
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
@@ -38,14 +43,17 @@ def open_engine(url: str) -> Engine:
 
 @contextmanager
 def database() -> Iterator[None]:
-    """Turns what the driver raises into `RowConflict` register-conflict or `PeerError` register-unavailable."""
+    """Turns what the driver raises into `RowConflict` register-conflict, `PeerError` register-unavailable, or
+    `ConfigurationError` number-too-large for a number that no column holds."""
     try:
         yield
     except IntegrityError:
         raise RowConflict("register-conflict", "a row of the register is in the way", peer="register") from None
-    except SQLAlchemyError as error:
-        kind = type(error).__name__
-        raise PeerError("register-unavailable", f"the register's database failed ({kind})", peer="register") from None
+    except (OverflowError, SQLAlchemyError) as error:
+        if type(getattr(error, "orig", None) or error).__name__ in TOO_LARGE:
+            raise ConfigurationError(["number-too-large"], "no row has a number of so many digits") from None
+        said = f"the register's database failed ({type(error).__name__})"
+        raise PeerError("register-unavailable", said, peer="register") from None
 
 
 def locked(wanted: Select[Any]) -> Select[Any]:
@@ -56,7 +64,10 @@ def locked(wanted: Select[Any]) -> Select[Any]:
 def _private_file(database: str | None) -> None:
     if not database or database == ":memory:":
         raise ConfigurationError(["register-url"], "the register needs a file: one in memory is not durable")
-    Path(database).touch(mode=0o600)
+    try:
+        Path(database).touch(mode=0o600)
+    except OSError as error:
+        raise ConfigurationError(["register-unwritable"], f"the register's file cannot be made: {error.strerror}") from None
 
 
 def _sqlite_connect(connection: Any, _: Any) -> None:

@@ -5,6 +5,7 @@ aliases and repeated keys are refused, so that what is read is what a person see
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,15 @@ from typing import Any, get_args
 import yaml
 
 from blocks.endpoint import Endpoint, Retrieve, Store, TlsSettings, TlsVersion
-from blocks.settings import is_loopback
+from blocks.settings import is_loopback, is_plain, mode_of
 from policies.gate import Mode
 from policies.notice import GROUPS, channel_codes, is_address, is_host, wrong_recipients
 from rapha.errors import ConfigurationError
 from rapha.files import read_regular
 
 MAX_PROFILE = 1 << 20
-SECRETS = frozenset({"dicomweb_token", "password"})
+SECRETS, FILES = frozenset({"dicomweb_token", "password"}), frozenset({"cert_file", "key_file", "ca_bundle"})
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PRIORITIES = ("urgent", "high", "medium", "low")
 Kind = type | tuple[str, ...]
 _ENDPOINT: dict[str, Kind] = {
@@ -124,30 +126,34 @@ class _Problems:
     """What is wrong, code by code, each with the place."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self.found = path, dict[str, str]()
+        self._path, self.found = path, dict[str, list[str]]()
 
     def add(self, code: str, said: str, node: yaml.Node | None = None) -> None:
         line = f" (line {node.start_mark.line + 1})" if node is not None else ""
-        self.found.setdefault(code, f"{self._path.name}: {said}{line}")
+        self.found.setdefault(code, []).append(f"{self._path.name}: {said}{line}")
 
     def stop(self) -> None:
         if self.found:
-            raise ConfigurationError(sorted(self.found), "; ".join(self.found[code] for code in sorted(self.found)))
+            raise ConfigurationError(
+                sorted(self.found), "; ".join(said for code in sorted(self.found) for said in self.found[code])
+            )
 
 
 def load_profile(path: Path, environment: Mapping[str, str] = os.environ) -> Profile:
     """The profile at `path`, or `ConfigurationError` profile-… with a code for each kind of fault, naming key and line.
 
     Production (`RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION=true`) wants TLS with certificates on both sides and refuses loopback
-    hosts; development takes nothing but loopback.
+    hosts; development, which is also meant where that is not set, takes nothing but loopback.
     """
     problems = _Problems(path)
     root = _composed(read_regular(path, MAX_PROFILE, "profile-unreadable"), problems)
     problems.stop()
     values = dict(_leaves(root, "", problems))
     problems.stop()
-    mode: Mode = "production" if environment.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") == "true" else "development"
+    mode = mode_of(environment, absent="development")
     _judge(values, mode, problems)
+    problems.stop()
+    _judge_files(values, environment, problems)
     problems.stop()
     plain = {name: value for name, (value, _) in values.items()}
     tls = _tls(plain) if plain.get("security.tls_enabled") else None
@@ -180,8 +186,13 @@ def _leaves(node: yaml.Node | None, prefix: str, problems: _Problems) -> Iterato
     if not isinstance(node, yaml.MappingNode):
         problems.add("profile-shape", f"{prefix or 'the file'} must be a table of keys", node)
         return
+    if prefix.startswith("pacs_endpoints.") and not node.value:
+        problems.add("profile-missing-key", f"{prefix} has no keys", node)
     seen: set[str] = set()
     for key, below in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            problems.add("profile-yaml", f"a key in {prefix or 'the file'} is no text", key)
+            continue
         name = f"{prefix}.{key.value}" if prefix else str(key.value)
         if key.value in seen:
             problems.add("profile-repeated-key", f"{name} stands twice", key)
@@ -208,8 +219,12 @@ def _pattern(name: str) -> str | tuple[Kind] | None:
 
 
 def _value(name: str, kind: Kind, node: yaml.Node, problems: _Problems) -> Any:
-    value = yaml.SafeLoader("").construct_object(node, deep=True)
     key = name.rpartition(".")[2]
+    try:
+        value = yaml.SafeLoader("").construct_object(node, deep=True)
+    except (ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError):  # `2026-13-45`, `0x_`, `=`, a list as a key
+        problems.add("profile-type", f"{name} must be {_called(kind)}", node)
+        return None
     if isinstance(kind, tuple):
         if value not in kind:
             problems.add("profile-value", f"{name} must be one of {', '.join(kind)}", node)
@@ -231,7 +246,9 @@ def _is_title(value: str) -> bool:
     return 0 < len(value) <= AE_TITLE and value.isascii() and value.isprintable() and "\\" not in value and bool(value.strip())
 
 
-def _called(kind: type) -> str:
+def _called(kind: Kind) -> str:
+    if isinstance(kind, tuple):
+        return f"one of {', '.join(kind)}"
     return {str: "a text", int: "a whole number", bool: "true or false", list: "a list"}[kind]
 
 
@@ -244,6 +261,7 @@ def _judge(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _P
         for key in ("host", "port", "ae_title", "calling_ae_title"):
             if f"pacs_endpoints.{name}.{key}" not in values:
                 problems.add("profile-missing-key", f"pacs_endpoints.{name}.{key} is missing")
+        _judge_endpoint(name, values, problems)
     levels = values.get("workflow.priority_levels")
     if levels and tuple(levels[0]) != PRIORITIES:
         problems.add("profile-value", f"workflow.priority_levels are {', '.join(PRIORITIES)}, in this order", levels[1])
@@ -255,6 +273,34 @@ def _judge(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _P
     if mode == "production" and (not tls or values.get("security.mutual_auth", (True, None))[0] is False):
         problems.add("profile-clear-dicom", "production needs tls_enabled and mutual_auth")
     _judge_hosts(values, mode, problems)
+
+
+def _judge_endpoint(name: str, values: Mapping[str, tuple[Any, yaml.Node]], problems: _Problems) -> None:
+    """Its name becomes a file's, and it can be reached by one protocol at least."""
+    host, port, url = (values.get(f"pacs_endpoints.{name}.{key}", (None, None)) for key in ("host", "port", "dicomweb_url"))
+    where = host[1] or port[1] or url[1]
+    if not _NAME.fullmatch(name):
+        problems.add("profile-value", "an endpoint's name is 1 to 64 letters, digits, - and _", where)
+    if port[0] == 0 and url[0] is None:
+        problems.add("profile-value", f"pacs_endpoints.{name}.port is 0, and there is no dicomweb_url", port[1])
+    if port[0] and host[0] is not None and not str(host[0]).strip():
+        problems.add("profile-value", f"pacs_endpoints.{name}.host is empty", host[1])
+    if url[0] is not None and not is_plain(url[0]):
+        problems.add("profile-value", f"pacs_endpoints.{name}.dicomweb_url is not a plain http(s) URL", url[1])
+
+
+def _judge_files(values: Mapping[str, tuple[Any, yaml.Node]], environment: Mapping[str, str], problems: _Problems) -> None:
+    """What the profile names is there: the files of TLS where they are used, and the archives' tokens."""
+    used = {"security.": "security.tls_enabled", "notifications.email.": "notifications.email.enabled"}
+    for name, (value, node) in values.items():
+        section, _, key = name.rpartition(".")
+        if key in FILES and values.get(used[f"{section}."], (False, None))[0] and not Path(value).is_file():
+            problems.add("profile-file-missing", f"{name} names no file that can be read", node)
+        if key == "dicomweb_token":  # the mail server's password is asked for by whoever sends mail, and by nobody else
+            try:
+                secret(value, environment)
+            except ConfigurationError as error:
+                problems.add(error.codes[0], f"{name}: {error.message}", node)
 
 
 def _judge_switches(values: Mapping[str, tuple[Any, yaml.Node]], problems: _Problems) -> None:
@@ -341,11 +387,13 @@ def _endpoint(name: str, plain: Mapping[str, Any], tls: TlsSettings | None, envi
 def secret(reference: str, environment: Mapping[str, str]) -> str:
     """What `env:NAME` or `file:PATH` holds. `ConfigurationError` profile-secret-missing."""
     kind, _, where = reference.partition(":")
-    found = (
-        environment.get(where, "")
-        if kind == "env"
-        else read_regular(Path(where), 4096, "profile-secret-missing").decode().strip()
-    )
+    if kind == "env":
+        found = environment.get(where, "")
+    else:
+        try:
+            found = read_regular(Path(where), 4096, "profile-secret-missing").decode().strip()
+        except UnicodeDecodeError:
+            raise ConfigurationError(["profile-secret-missing"], f"{reference} is no text") from None
     if not found:
         raise ConfigurationError(["profile-secret-missing"], f"{reference} holds no secret")
     return found

@@ -45,6 +45,7 @@ from blocks.sealed_columns import column_key
 from policies.polling import FoundSeries, FoundStudy, listing
 from policies.priority import known_priority, turn
 from rapha.errors import ConfigurationError, Refusal
+from rapha.files import made_folder
 
 __all__ = [
     "ExpectedInstance", "Found", "FoundSeries", "FoundStudy", "InstanceState", "LostStudy", "Notice", "QueuedStudy",
@@ -59,7 +60,7 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies):
     @classmethod
     def at(cls, path: Path, key: bytes) -> "ReadingRegister":
         """The register in a SQLite file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made_folder(path.parent, "state-dir-unusable")
         return cls(f"sqlite:///{path.absolute()}", key)
 
     # -- polling
@@ -233,7 +234,8 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies):
             return session.scalar(select(StudyRow.id).where(StudyRow.pacs == pacs, StudyRow.name == name))
 
     def set_priority(self, row: int, priority: str) -> QueuedStudy:
-        """Moves a waiting study up or down; it keeps the time it has waited. `Refusal` priority-unknown, study-not-queued."""
+        """Moves a waiting study up or down; it keeps the time it has waited. `Refusal` study-not-queued, `ConfigurationError`
+        priority-unknown."""
         level = known_priority(priority)
         with self._session() as session:
             found = study_of(session, row)

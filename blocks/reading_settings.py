@@ -8,9 +8,11 @@ import binascii
 from collections.abc import Mapping
 from pathlib import Path
 
+from blocks.settings import MODE, development_keys, mode_of, weakened
 from rapha.errors import ConfigurationError
 
 NEEDED = (
+    MODE,
     "RAPHA_NODE_ID",
     "RAPHA_STATE_DIR",
     "RAPHA_KEYS_DIR",
@@ -29,7 +31,6 @@ PLACES = {
 RECEIVER_PLACES = {"RAPHA_RECEIVER_SOCKET": "run/receiver.sock", "RAPHA_RECEIVER_STORE": "received"}
 BIND, RECEIVER_KEY = "RAPHA_RECEIVER_BIND", "RAPHA_RECEIVER_KEY_BASE64"
 OPTIONAL = (
-    "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION",
     BIND,
     "RAPHA_REGISTER_URL",
     "RAPHA_AUDIT_DIR",
@@ -39,6 +40,22 @@ OPTIONAL = (
 )
 KEYS = ("ledger.key", "audit.pem", "study.pem", "study.pub")
 RECEIVER_ALONE = RECEIVER_KEY  # the journal's key: no flow has it
+
+
+LEASE_SECONDS, LEAST_LEASE, MOST_LEASE = 120, 5, 3600
+
+
+def lease_seconds(environment: Mapping[str, str]) -> int:
+    """How long a worker's hold on a study lasts when nobody renews it: then somebody else takes a dead worker's study.
+
+    It is renewed six times in that time: with less than the least, a register that is slow for some seconds would cost every
+    study in flight its lease. Raises `ConfigurationError(bad-reading-lease-seconds)`.
+    """
+    text = environment.get("RAPHA_READING_LEASE_SECONDS", "").strip() or str(LEASE_SECONDS)
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and LEAST_LEASE <= int(text) <= MOST_LEASE):
+        said = f"RAPHA_READING_LEASE_SECONDS is a number of seconds from {LEAST_LEASE} to {MOST_LEASE}"
+        raise ConfigurationError(["bad-reading-lease-seconds"], said)
+    return int(text)
 
 
 def reading_problems(environment: Mapping[str, str]) -> dict[str, str]:
@@ -53,7 +70,17 @@ def reading_problems(environment: Mapping[str, str]) -> dict[str, str]:
     for name in KEYS if folder else ():
         if not (Path(folder) / name).is_file():
             found[f"missing-key-{name.replace('.', '-')}"] = f"{Path(folder) / name} is not there; `rapha node init` makes one"
-    return found
+    return found | _mode_problems(environment)
+
+
+def _mode_problems(environment: Mapping[str, str]) -> dict[str, str]:
+    """A value that is none; in production what was made for development."""
+    try:
+        mode = mode_of(environment, absent="development")
+        lease_seconds(environment)
+    except ConfigurationError as error:
+        return dict.fromkeys(error.codes, error.message)
+    return weakened(environment) | development_keys(environment) if mode == "production" else {}
 
 
 def reading_values(environment: Mapping[str, str]) -> dict[str, str]:
@@ -61,6 +88,7 @@ def reading_values(environment: Mapping[str, str]) -> dict[str, str]:
     missing = [name for name in NEEDED if not environment.get(name, "").strip()]
     if missing:
         raise ConfigurationError([f"missing-{_kebab(name)}" for name in missing], f"not set: {', '.join(missing)}")
+    mode_of(environment)
     named = [*NEEDED, *OPTIONAL, *PLACES, *RECEIVER_PLACES]
     values = {name: environment[name] for name in named if environment.get(name, "").strip()}
     state = Path(values["RAPHA_STATE_DIR"])

@@ -51,6 +51,7 @@ from blocks.register_rows import (
 )
 from rapha.declaration import Declaration
 from rapha.errors import Refusal
+from rapha.files import made_folder
 
 OPEN = ("submitted", "running", "crashed", "owing")
 CLAIMABLE = ("submitted", "crashed", "owing")
@@ -72,7 +73,7 @@ class Register:
     @classmethod
     def at(cls, path: Path) -> "Register":
         """The register in a SQLite file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made_folder(path.parent, "state-dir-unusable")
         return cls(f"sqlite:///{path.absolute()}")
 
     def close(self) -> None:

@@ -18,9 +18,10 @@ from policies.gate import Mode
 from rapha.canonical import parse
 from rapha.errors import ConfigurationError, Refusal
 
+MODE = "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION"
 # Always required, in development too.
 ALWAYS = (
-    "RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION",
+    MODE,
     "RAPHA_DICOMWEB_BASE_URL",
     "RAPHA_DICOMWEB_STUDY_QUERY_JSON",
     "RAPHA_ORCHESTRATOR_API_BASE",
@@ -90,6 +91,7 @@ FILES = (
 READER_ALONE = "RAPHA_PHI_HMAC_KEY_BASE64"  # the one value that the reader's process has and a flow's has not
 # Switches of our parts and of others that weaken a gate: set in production, the node does not start (A14).
 WEAKENING = ("MOCK", "ALLOW_DEBUG", "_INSECURE", "RAPHA_DEMO", "SKIP_GATE")
+DEVELOPMENT_MARK = "DEVELOPMENT"  # a file beside keys that were made for development
 DEVELOPMENT_CHAINS = (1337, 31337, 131277322940537)
 
 
@@ -130,14 +132,14 @@ def problems(environment: Mapping[str, str], *, without: Collection[str] = ()) -
     for name in (*ALWAYS, *NODE):
         if name not in without and not environment.get(name, "").strip():
             found[f"missing-{_kebab(name)}"] = f"{name} is not set"
-    for name in ("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION", "RAPHA_TEE_ATTESTATION_REQUIRED"):
+    for name in (MODE, "RAPHA_TEE_ATTESTATION_REQUIRED"):
         if environment.get(name) and environment[name] not in ("true", "false"):
             found[f"bad-{_kebab(name)}"] = f"{name} must be exactly true or false"
     if environment.get("RAPHA_TRAINING_ENDPOINT", "").strip() and not environment.get("RAPHA_PROFILE_PATH", "").strip():
         found["missing-profile-path"] = "RAPHA_TRAINING_ENDPOINT names an endpoint of a profile: set RAPHA_PROFILE_PATH"
     found |= _key_problems(environment) | _query_problems(environment) | _file_problems(environment)
-    found |= _peer_problems(environment, production=environment.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") == "true")
-    if environment.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") == "true":
+    found |= _peer_problems(environment, production=environment.get(MODE) == "true")
+    if environment.get(MODE) == "true":
         found |= _production_problems(environment)
     return found
 
@@ -155,12 +157,27 @@ def load(environment: Mapping[str, str], *, without: Collection[str] = ()) -> Se
         raise ConfigurationError(["site-policy-unreadable"], "RAPHA_SITE_POLICY_PATH does not hold a JSON object")
     known = (*ALWAYS, *NODE, *OPTIONAL)
     return Settings(
-        mode="production" if environment["RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION"] == "true" else "development",
+        mode=mode_of(environment),
         values={name: environment[name] for name in known if environment.get(name) and name != READER_ALONE},
         outer_query=json.loads(environment["RAPHA_DICOMWEB_STUDY_QUERY_JSON"]),
         chain_id=int(environment["RAPHA_CHAIN_ID"]),
         site=site,
     )
+
+
+def mode_of(environment: Mapping[str, str], *, absent: Mode | None = None) -> Mode:
+    """production or development, as `RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION` says. absent: what it is where that is not set.
+
+    Raises `ConfigurationError` missing-… or bad-enable-hospital-data-integration: a value that is misspelt opens nothing.
+    """
+    said = environment.get(MODE, "")
+    if not said.strip():
+        if absent is None:
+            raise ConfigurationError([f"missing-{_kebab(MODE)}"], f"{MODE} is not set")
+        return absent
+    if said not in ("true", "false"):
+        raise ConfigurationError([f"bad-{_kebab(MODE)}"], f"{MODE} must be exactly true or false")
+    return "production" if said == "true" else "development"
 
 
 def is_loopback(url: str) -> bool:
@@ -234,7 +251,7 @@ def _peer_problems(environment: Mapping[str, str], *, production: bool) -> dict[
 
 
 def _url_problem(name: str, url: str, *, production: bool) -> dict[str, str]:
-    if not _is_plain(url):
+    if not is_plain(url):
         return {f"bad-{_kebab(name)}": f"{name} is not a plain http(s) URL"}
     loopback = is_loopback(url)
     if not production:
@@ -247,7 +264,8 @@ def _url_problem(name: str, url: str, *, production: bool) -> dict[str, str]:
     return {}
 
 
-def _is_plain(url: str) -> bool:
+def is_plain(url: str) -> bool:
+    """Whether it is an http(s) URL of a host, without user, query or fragment."""
     try:
         parts = urlsplit(url)
         named = bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -265,18 +283,21 @@ def _production_problems(environment: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     if environment.get("RAPHA_TEE_ATTESTATION_REQUIRED") != "true":
         found["attestation-not-required"] = "RAPHA_TEE_ATTESTATION_REQUIRED must be true in production"
-    for name in sorted(environment):
-        if any(mark in name.upper() for mark in WEAKENING):
-            found["weakening-switch"] = f"{name} is set: no switch may weaken a production node"
     if environment.get("RAPHA_DCAP_ROOT_PATH"):
         found["development-root"] = "RAPHA_DCAP_ROOT_PATH replaces Intel's root: development only"
-    return found | _development_keys(environment)
+    return found | weakened(environment) | development_keys(environment)
 
 
-def _development_keys(environment: Mapping[str, str]) -> dict[str, str]:
-    """Keys that the demo made carry a marker file beside them; production does not use them."""
+def weakened(environment: Mapping[str, str]) -> dict[str, str]:
+    """Switches that are set and would weaken a production node."""
+    named = [name for name in sorted(environment) if any(mark in name.upper() for mark in WEAKENING)]
+    return {"weakening-switch": f"{', '.join(named)} is set: no switch may weaken a production node"} if named else {}
+
+
+def development_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """Keys that were made for development carry a marker file beside them; production does not use them."""
     for name in ("RAPHA_KEYS_DIR", "RAPHA_TRUST_DIR"):
         folder = environment.get(name, "")
-        if folder and (Path(folder) / "DEVELOPMENT").exists():
+        if folder and (Path(folder) / DEVELOPMENT_MARK).exists():
             return {"development-keys": f"{name} holds keys that were made for development"}
     return {}

@@ -15,7 +15,7 @@ from blocks.ledger import Ledger
 from blocks.models import ModelPackage, load_models
 from blocks.profile import Profile, load_profile
 from blocks.reading import ReadingRegister, StudyLease, open_reading_register
-from blocks.reading_settings import reading_values
+from blocks.reading_settings import lease_seconds, reading_values
 from blocks.receiver import Receiver
 from blocks.sealed_columns import SealedColumns, column_key
 from blocks.study import StudyReader
@@ -23,12 +23,9 @@ from blocks.witnessed import WitnessedArchive
 from flows.pacs.endpoints import chosen, witnessed
 from policies.polling import PollSettings
 from rapha.canonical import digest, digest_of
-from rapha.errors import ConfigurationError
 from rapha.signing import load_private
 from tasks.attempt import Attempt
 from tasks.reading.analyse import AnalyseLimits
-
-LEASE_SECONDS, LEAST_LEASE, MOST_LEASE = 120, 5, 3600
 
 
 @dataclass(frozen=True)
@@ -68,16 +65,8 @@ class Clinic:
 
     @cached_property
     def lease_seconds(self) -> int:
-        """How long a worker's hold on a study lasts when nobody renews it: then somebody else takes a dead worker's study.
-
-        It is renewed six times in that time: with less than the least, a register that is slow for some seconds would cost every
-        study in flight its lease. Raises `ConfigurationError(bad-reading-lease-seconds)`.
-        """
-        text = self.environment.get("RAPHA_READING_LEASE_SECONDS", "").strip() or str(LEASE_SECONDS)
-        if not (text.isascii() and text.isdecimal() and LEAST_LEASE <= int(text) <= MOST_LEASE):
-            said = f"RAPHA_READING_LEASE_SECONDS is a number of seconds from {LEAST_LEASE} to {MOST_LEASE}"
-            raise ConfigurationError(["bad-reading-lease-seconds"], said)
-        return int(text)
+        """As `blocks.reading_settings.lease_seconds`."""
+        return lease_seconds(self.environment)
 
     @cached_property
     def kept(self) -> KeptFiles:

@@ -118,7 +118,8 @@ class PACSService:
 
         The sealed files are kept until the session ends; for DICOM in clear name a folder (`retriever.retrieve_study`). Answers
         `status` retrieved, `instances`, `bytes`, `method`, `pacs`, and of the register `row`, `outcome`, `priority`, `state`.
-        Raises `Refusal` study-not-found, priority-unknown, arrival-conflict; `PeerError` archive-incomplete and of the peers.
+        Raises `Refusal` study-not-found, arrival-conflict; `ConfigurationError` priority-unknown; `PeerError` archive-incomplete
+        and of the peers.
         """
         level, study = known_priority(priority), check_uid(study_instance_uid)
         archive, began = self._archive(pacs), time.monotonic()

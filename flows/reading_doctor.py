@@ -11,6 +11,7 @@ from blocks.reading_settings import reading_problems, reading_values
 from blocks.validators import IOD, TEMPLATE, installed
 from flows.finding import Finding, looked
 from flows.reading_health import reading_components
+from flows.reading_looks import looks
 from rapha.errors import RaphaError, Refusal
 from rapha.ledger import verify
 from rapha.signing import load_private
@@ -38,9 +39,10 @@ def examine_reading(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield from (Finding("profile", code, error.message) for code in error.codes)
         return
     yield Finding("profile")
-    for name, look in _looks(values, profile).items():
+    served = any(Path(values[name]).exists() for name in PROCESSES.values() if values.get(name))
+    for name, look in {**_looks(values, profile), **looks(values, served=served)}.items():
         yield looked(name, look)
-    yield from _parts(values, profile)
+    yield from _parts(values, profile, served=served)
 
 
 def _looks(values: Mapping[str, str], profile: Profile) -> dict[str, Callable[[], object]]:
@@ -56,9 +58,8 @@ def _looks(values: Mapping[str, str], profile: Profile) -> dict[str, Callable[[]
     return looks
 
 
-def _parts(values: Mapping[str, str], profile: Profile) -> Iterator[Finding]:
+def _parts(values: Mapping[str, str], profile: Profile, *, served: bool) -> Iterator[Finding]:
     """What can be asked. The processes are asked only where one of them was started."""
-    served = any(Path(values[name]).exists() for name in PROCESSES.values() if values.get(name))
     for name, code in reading_components(values, profile).items():
         if name not in PROCESSES or served:
             said = "does not answer; does `rapha serve` run?" if name in PROCESSES else "did not answer as it must"

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from blocks.archive import Archive
-from blocks.audit import open_audit_trail
+from blocks.audit import Wanted, open_audit_trail
 from blocks.channel import Channel
 from blocks.endpoint import Endpoint
+from blocks.ledger import Ledger
 from blocks.mail import notifications
 from blocks.profile import Profile
 from blocks.reading import open_reading_register
 from blocks.reading_settings import reading_values
 from blocks.receiver import Receiver
+from flows.engine import engine_answers
 from rapha.errors import ConfigurationError, RaphaError, Refusal
+from rapha.signing import load_private
 
 PEER_SECONDS, WHOLE_SECONDS = 5.0, 20.0
 LEAST_FREE = 1 << 30
@@ -76,7 +79,10 @@ def _looks(environment: Mapping[str, str], profile: Profile) -> Looks:
         "study reader": lambda: _holds(environment, "RAPHA_STUDY_SOCKET", "study"),
         "model launcher": lambda: _holds(environment, "RAPHA_MODEL_LAUNCHER_SOCKET", "launcher", job="", attempt=0),
         "reading disk": lambda: _disk(environment),
+        "reading ledger": lambda: _ledger(environment),
     }
+    if environment.get("PREFECT_API_URL", "").strip():
+        looks["engine"] = lambda: engine_answers(environment)
     if environment.get("RAPHA_RECEIVER_SOCKET", "").strip() or any(_moves(one) for one in profile.endpoints.values()):
         looks["receiver"] = lambda: _receiver(environment)
     if profile.values.get("notifications.email.enabled"):
@@ -117,12 +123,19 @@ def _outbox(environment: Mapping[str, str]) -> None:
 
 
 def _trail(environment: Mapping[str, str]) -> None:
-    """It opens, its newest segment verifies as it is read, and its folder may be written to."""
-    trail = open_audit_trail(environment)
-    trail.expired()
+    """It opens, what was written in the last day verifies as it is read, and its folder may be written to."""
+    trail = open_audit_trail(environment, make=False)
+    for _ in trail.search(Wanted(since=int(time.time()) - 86_400)):
+        pass
     if not os.access(trail.folder, os.W_OK):
         raise Refusal(["audit-unwritable"], "the audit trail's folder cannot be written to")
     _room(trail.folder, "audit-disk-low")
+
+
+def _ledger(environment: Mapping[str, str]) -> None:
+    """Its head is signed and its end is there; the whole chain is `rapha ledger verify`'s."""
+    key = load_private(_path(environment, "RAPHA_KEYS_DIR") / "ledger.key")
+    Ledger(_path(environment, "RAPHA_STATE_DIR") / "ledger", key).position()
 
 
 def _holds(environment: Mapping[str, str], name: str, peer: str, **fields: Any) -> None:

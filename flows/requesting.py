@@ -22,7 +22,7 @@ class Requested:
 
 
 def request(register: ReadingRegister, archive: Archive, settings: PollSettings, study_uid: str, priority: str) -> Requested:
-    """Raises `Refusal` study-not-found, priority-unknown; `PeerError` of the archive and the register."""
+    """Raises `Refusal` study-not-found, `ConfigurationError` priority-unknown; `PeerError` of the archive and the register."""
     level, now = known_priority(priority), int(time.time())
     found = look_up(archive, settings, study_uid)
     if found is None:

@@ -6,7 +6,7 @@ while they wait, and what is queued later than a study's turn cannot pass it, ho
 
 from typing import Literal, get_args
 
-from rapha.errors import Refusal
+from rapha.errors import ConfigurationError
 
 Priority = Literal["urgent", "high", "medium", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
@@ -15,11 +15,11 @@ HANDICAP: dict[Priority, int] = {"urgent": 0, "high": 4 * 3600, "medium": 24 * 3
 
 
 def known_priority(word: str) -> Priority:
-    """The level of that name. `Refusal` priority-unknown."""
+    """The level of that name. `ConfigurationError(priority-unknown)`: a word that is none is wrong usage, no gate's answer."""
     for level in PRIORITIES:
         if word == level:
             return level
-    raise Refusal(["priority-unknown"], f"a priority is one of {', '.join(PRIORITIES)}")
+    raise ConfigurationError(["priority-unknown"], f"a priority is one of {', '.join(PRIORITIES)}")
 
 
 def turn(priority: Priority, queued_at: int) -> int:

@@ -32,6 +32,16 @@ def read_regular(path: Path, limit: int, code: str) -> bytes:
             raise ConfigurationError([code], f"{path}: {error.strerror}") from None
 
 
+def made_folder(folder: Path, code: str) -> Path:
+    """The folder, made where it is missing, for its owner alone. `ConfigurationError(code)` where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else "not a name of a folder"
+        raise ConfigurationError([code], f"{folder}: {said}") from None
+    return folder
+
+
 def replace_durably(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:
     """Replaces a file whole, on disk when this returns: a crash leaves the old or the new. Raises `OSError`."""
     temporary = unfinished(path)

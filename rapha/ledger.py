@@ -1,9 +1,10 @@
 """The ledger's format and its verifier: what an auditor runs, with nothing of the node at hand.
 
 A ledger is a folder: `entries.jsonl`, one canonical JSON object a line, hash-chained; `head.json`, the length and hash of the
-newest entry, signed with the node's Ed25519 ledger key at every append; every so many appends a checkpoint is kept, one a line, in
-`checkpoints.jsonl`: signed in a domain of its own, so that none can be put in the head's place, and the head says how many bytes
-of them stand. A whole folder set back to an older copy of itself is whole: who must notice that keeps a head elsewhere. `ledger.lock` orders those who write, and lets a reader see a line and its head together.
+newest entry, signed with the node's Ed25519 ledger key at every append; every so many appends a checkpoint is kept, one a line,
+in `checkpoints.jsonl`: signed in a domain of its own, so that none can be put in the head's place, and the head says how many
+bytes of them stand. A whole folder set back to an older copy of itself is whole: who must notice that keeps a head elsewhere.
+`ledger.lock` orders those who write, and lets a reader see a line and its head together.
 
     entry  = {"seq": n, "prev": hash of entry n-1, "at": seconds, "kind": …, "body": {…}, "hash": …}
     hash   = sha256 of the canonical form of the entry without "hash"
@@ -134,8 +135,8 @@ def examine(folder: Path, key: Ed25519PublicKey | None = None) -> tuple[Report, 
     """`verify`, and the entries that it read: all of them where the report is good, else none.
 
     What must hold: 1 the folder and its three files are there; 2 every line is an entry in canonical form whose hash is right;
-    3 seq counts from 0 without gap; 4 every prev is the hash before; 5 every checkpoint is signed and lies on the chain, each further
-    than the one before; 6 the signed head is the last entry, and no checkpoint is missing that it counted.
+    3 seq counts from 0 without gap; 4 every prev is the hash before; 5 every checkpoint is signed and lies on the chain, each
+    further than the one before; 6 the signed head is the last entry, and no checkpoint is missing that it counted.
     """
     try:
         if not all((folder / name).is_file() for name in (GENESIS, ENTRIES, CHECKPOINTS, HEAD)):
@@ -247,7 +248,9 @@ def _verify_marks(report: Report, hashes: list[str], marks: list[Any], key: Ed25
         if bad := _off_chain(report, hashes, length, head):
             return bad
         if length <= before:
-            return Report(False, report.entries, report.head, "replayed", length, "a checkpoint stands twice, or behind a later one")
+            return Report(
+                False, report.entries, report.head, "replayed", length, "a checkpoint stands twice, or behind a later one"
+            )
         before = length
     return report
 

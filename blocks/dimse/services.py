@@ -25,6 +25,8 @@ from rapha.errors import PeerError
 VERIFICATION = UID("1.2.840.10008.1.1")
 FIND, MOVE, GET = (UID(f"1.2.840.10008.5.1.4.1.2.2.{n}") for n in (1, 2, 3))  # Study Root (PS3.4 C.6.2)
 COMMITMENT, COMMITMENT_INSTANCE = UID("1.2.840.10008.1.20.1"), UID("1.2.840.10008.1.20.1.1")
+# Refused as out of resources (PS3.4 table C.4-1), and "canceled", which nobody asked for: Orthanc's word for more than its limit.
+CUT_OFF = (0xA700, 0xFE00)
 PENDING, SUCCESS = (0xFF00, 0xFF01), 0x0000
 MOST_CLASSES = 9  # of one C-GET: an association has 128 presentation contexts (PS3.8 9.3.2.2)
 MOST_UIDS = 500  # in one key: a UI value ends at 65,534 bytes in Explicit VR (PS3.5 section 7.1.2)
@@ -42,7 +44,7 @@ def echo(endpoint: Endpoint) -> None:
 def find(endpoint: Endpoint, level: str, keys: Mapping[str, str], *, most: int = 1_000_000) -> list[Answer]:
     """Answers of a C-FIND (PS3.4 C.4.1) as DICOM JSON. keys: attribute keyword -> value, "" to have it returned.
 
-    Raises `PeerError` dimse-find-refused, dimse-too-many (0xA700, or more than `most`), dimse-timeout.
+    Raises `PeerError` dimse-find-refused, dimse-too-many (CUT_OFF, or more than `most`), dimse-timeout.
     """
     with associated(endpoint, contexts([FIND])) as association:
         return answers(association, level, keys, most=most)
@@ -57,8 +59,8 @@ def answers(association: Association, level: str, keys: Mapping[str, str], *, mo
             found.append(_json(identifier))
             if len(found) > most:
                 raise PeerError("dimse-too-many", f"the archive answers with more than {most} matches", peer="pacs")
-        elif code == 0xA700:
-            raise PeerError("dimse-too-many", "the archive refuses to answer so broad a query", peer="pacs")
+        elif code in CUT_OFF:
+            raise PeerError("dimse-too-many", "the archive does not answer so broad a query whole", peer="pacs")
         elif code != SUCCESS:
             raise _status("dimse-find", code)
     return found

@@ -24,7 +24,7 @@ from policies.audit_message import date_time, parse
 from policies.audit_report import Recorded, report
 from policies.audit_syslog import framed
 from rapha.console.app import AsJson, Result
-from rapha.errors import ConfigurationError
+from rapha.errors import ConfigurationError, Refusal
 
 Form = Literal["files", "lines", "syslog"]
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d(:\d\d)?([Zz]|[+-]\d\d:\d\d)?)?")
@@ -93,7 +93,7 @@ def search(which: Filter | None = None, *, limit: int = 100, as_json: AsJson = F
 
     Example: `rapha audit search --kind query --since 2026-11-01`
     """
-    trail = open_audit_trail(os.environ)
+    trail = open_audit_trail(os.environ, make=False)
     wanted = (which or Filter()).wanted(trail)
     with audited(trail, "audit-log", Act(person=person(), subject=trail.uri)) as told:
         found = [one for one in _shown(trail.search(wanted)) if one.operation != told.operation]
@@ -112,7 +112,7 @@ def report_counts(which: Filter | None = None, *, as_json: AsJson = False) -> Re
 
     Example: `rapha audit report --since 2026-11-01 --until 2026-11-30`
     """
-    trail = open_audit_trail(os.environ)
+    trail = open_audit_trail(os.environ, make=False)
     wanted = (which or Filter()).wanted(trail)
     with audited(trail, "audit-log", Act(person=person(), subject=trail.uri)) as told:
         counts = report(one for one in _shown(trail.search(wanted)) if one.operation != told.operation)
@@ -135,7 +135,7 @@ def export(to: Path, which: Filter | None = None, *, form: Form = "files", as_js
 
     Example: `rapha audit export ./november --since 2026-11-01 --until 2026-11-30`
     """
-    trail = open_audit_trail(os.environ)
+    trail = open_audit_trail(os.environ, make=False)
     wanted = (which or Filter()).wanted(trail)
     if to.exists():
         raise ConfigurationError(["audit-export-exists"], f"{to} is there already")
@@ -154,7 +154,7 @@ def expire(*, remove: bool = False, as_json: AsJson = False) -> Result:
 
     Example: `rapha audit expire --remove`
     """
-    trail = open_audit_trail(os.environ)
+    trail = open_audit_trail(os.environ, make=False)
     with audited(trail, "audit-log", Act(person=person(), subject=trail.uri)):
         found = trail.expired()
     gone = trail.retire(person()) if remove else []
@@ -167,7 +167,10 @@ def init(*, as_json: AsJson = False) -> Result:
 
     Example: `rapha audit init`
     """
-    trail = create_audit_trail(os.environ)
+    try:
+        trail = create_audit_trail(os.environ)
+    except Refusal as refusal:  # it is there already: wrong usage, and no gate's answer
+        raise ConfigurationError(refusal.codes, refusal.message) from None
     return Result({"trail": trail.id, "folder": str(trail.folder)}, [f"trail {trail.id} in {trail.folder}"])
 
 

@@ -17,6 +17,7 @@ from blocks.orchestrator import Orchestrator
 from blocks.register import Register
 from blocks.register_rows import JobStatus
 from blocks.settings import READER_ALONE, Settings, load
+from flows.engine import engine_answers, engine_told, engine_url
 from flows.limits import gates, read_limits
 from flows.node import Node
 from flows.rehearsal import rehearse
@@ -27,7 +28,7 @@ from rapha.canonical import is_digest
 from rapha.console.announce import JOB
 from rapha.console.app import AsJson, Result, group
 from rapha.declaration import MAX_DECLARATION
-from rapha.errors import ConfigurationError, Refusal
+from rapha.errors import Refusal
 from rapha.files import read_regular
 from rapha.ledger import read as read_ledger
 from rapha.receipt import MAX_RECEIPT, Statement, verify_receipt
@@ -77,9 +78,7 @@ def run(path: Path, *, as_json: AsJson = False) -> Result:
 
     Example: `rapha job run job.json`
     """
-    if not os.environ.get("PREFECT_API_URL", "").strip():
-        said = "PREFECT_API_URL is not set: the engine would start a server of its own, which no one configured"
-        raise ConfigurationError(["missing-prefect-api-url"], said)
+    engine_url(os.environ)
     os.environ.pop(READER_ALONE, None)  # a shell that read node.env has it; a flow's process has not
     from flows.training import train  # the engine takes a second to import; no other command needs it
 
@@ -87,8 +86,10 @@ def run(path: Path, *, as_json: AsJson = False) -> Result:
     raw = _read(path)
     admission = admitted(raw, settings)
     held, owner = node_register(settings), admission.declaration.owner
+    engine_answers(os.environ)
     held.submit(raw, admission.declaration, admission.job, owner, now=int(time.time()))
-    done = train(admission.job)
+    with engine_told():
+        done = train(admission.job)
     found = _known(held, admission.job)
     folder = settings.path("RAPHA_STATE_DIR") / "attempts" / found.job.removeprefix("sha256:") / str(found.attempt)
     verdicts = [

@@ -9,6 +9,7 @@ import cyclopts
 from blocks.audit import Act, Patient, Study, audited, open_audit_trail
 from blocks.reading import open_reading_register
 from flows.person import person
+from policies.priority import known_priority
 from rapha.console.app import AsJson, Result
 
 
@@ -38,6 +39,7 @@ def priority(row: int, level: str, *, as_json: AsJson = False) -> Result:
 
     Example: `rapha queue priority 17 urgent`
     """
+    known_priority(level)
     register, subject = open_reading_register(os.environ), f"urn:rapha:reading:{row}#{quote(level)}"
     with audited(open_audit_trail(os.environ), "operator", Act(person=person(), subject=subject)):
         moved = register.set_priority(row, level)

@@ -14,12 +14,13 @@ from cyclopts import Parameter
 
 from blocks.reading import QueuedStudy, ReadingRegister
 from flows.clinic import Clinic
+from flows.engine import engine_answers, engine_told, engine_url
 from flows.pacs.endpoints import chosen, witnessed
 from flows.pacs.saving import check_uid
 from flows.person import person
 from flows.requesting import WANTED, request
+from policies.priority import known_priority
 from rapha.console.app import AsJson, Result
-from rapha.errors import ConfigurationError
 
 Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name in the profile.")]
 SHOWN_EVERY, WAIT_SECONDS = 0.5, 3600.0
@@ -47,16 +48,16 @@ def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json:
     priority
         urgent, high, medium or low: its place should it have to wait after all.
     """
-    if not os.environ.get("PREFECT_API_URL", "").strip():
-        said = "PREFECT_API_URL is not set: the engine would start a server of its own, which no one configured"
-        raise ConfigurationError(["missing-prefect-api-url"], said)
+    known_priority(priority)
+    engine_url(os.environ)
     uid, clinic = check_uid(study), Clinic.open()
+    engine_answers(os.environ)
     archive = witnessed(chosen(clinic.profile, pacs), clinic.state, clinic.trail, person())
     asked = request(clinic.register, archive, clinic.polling(pacs), uid, priority)
     row = asked.study.row
     from flows.reading import read as reading  # the engine takes a second to import
 
-    with _shown(clinic.register, row):
+    with _shown(clinic.register, row), engine_told():
         ended = asyncio.run(reading(row))
         end = str(ended["end"])
         now, elsewhere = _ended(clinic.register, row) if end == "not-owed" else (clinic.register.study(row), False)

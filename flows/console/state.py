@@ -13,11 +13,12 @@ import cyclopts
 from blocks.halves import halves
 from blocks.profile import load_profile
 from blocks.reading import open_reading_register
+from blocks.reading_settings import reading_values
 from flows.doctor import examine
 from flows.node import Node
 from flows.reading_health import overall, reading_components
 from rapha.console.app import AsJson, Result
-from rapha.errors import RaphaError
+from rapha.errors import ConfigurationError
 
 
 def register(app: cyclopts.App) -> None:
@@ -27,7 +28,7 @@ def register(app: cyclopts.App) -> None:
 
 
 def health(*, as_json: AsJson = False) -> Result:
-    """The health of every component: up, or the code of what is wrong. Exit 4 when one is down.
+    """The health of every component: up, or the code of what is wrong. Exit 4 when one is down, 2 where a setting is wrong.
 
     Example: `rapha health`
     """
@@ -38,18 +39,22 @@ def health(*, as_json: AsJson = False) -> Result:
     components = {name: code or "healthy" for name, code in found.items()}
     status = overall(found.values())
     lines = [f"{name:<18} {state}" for name, state in components.items()]
-    return Result({"overall_status": status, "components": components}, [status, *lines], 0 if status == "healthy" else 4)
+    misset = any(name.startswith("setting ") for name in found)
+    ends = 0 if status == "healthy" else 2 if misset else 4
+    return Result({"overall_status": status, "components": components}, [status, *lines], ends)
 
 
 def _training(environment: Mapping[str, str]) -> dict[str, str]:
-    return {finding.name: finding.code for finding in examine(environment)}
+    """A setting that is wrong is a component of its own: there may be many."""
+    found = list(examine(environment))
+    return {f"{one.name} {one.code}" if one.name == "setting" else one.name: one.code for one in found}
 
 
 def _reading(environment: Mapping[str, str]) -> dict[str, str]:
     try:
-        profile = load_profile(Path(environment["RAPHA_PROFILE_PATH"]), environment)
-    except RaphaError as error:
-        return {"profile": error.codes[0]}
+        profile = load_profile(Path(reading_values(environment)["RAPHA_PROFILE_PATH"]), environment)
+    except ConfigurationError as error:
+        return {f"setting {code}": code for code in error.codes}
     return {"profile": "", **reading_components(environment, profile)}
 
 

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from blocks.audit import create_audit_trail
 from blocks.ledger import Ledger
 from blocks.models import site_list
+from blocks.settings import DEVELOPMENT_MARK
 from policies.gate import Mode
 from rapha.errors import ConfigurationError
 from rapha.signing import write_private, write_public
@@ -39,6 +40,8 @@ def begin(folder: Path, node_id: str, mode: Mode) -> dict[str, Path]:
     folder.chmod(0o700)
     keys = folder / "keys"
     keys.mkdir(mode=0o700)
+    if mode == "development":
+        (keys / DEVELOPMENT_MARK).write_text("These keys were made for development. A production node refuses them.\n")
     ledger = write_private(keys / "ledger.key")
     signers = {"ledger": ledger, "audit": write_private(keys / "audit.pem")}
     write_study_key(keys)

@@ -19,7 +19,7 @@ from blocks.endpoint import Endpoint
 from blocks.pacs import Answer, value_of
 from rapha.canonical import canonical, parse
 from rapha.errors import PeerError, Refusal
-from rapha.files import replace_durably
+from rapha.files import made_folder, replace_durably
 
 SERVICES = {"C-ECHO": VERIFICATION, "C-FIND": FIND, "C-MOVE": MOVE, "C-GET": GET, "storage commitment": COMMITMENT}
 STORAGE = {
@@ -144,7 +144,7 @@ def _tag(keyword: str) -> str:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     """Keeps the record as `<folder>/<endpoint>.json`, durably."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made_folder(folder, "state-dir-unusable")
     path = folder / f"{record['endpoint']}.json"
     try:
         replace_durably(path, canonical(dict(record)) + b"\n")

@@ -317,7 +317,8 @@ def test_H04_any_single_byte_that_changes_is_found(folder: Path, data: st.DataOb
 def _signed_parts(raw: bytes) -> list[tuple[int, str, int | None, bytes]]:
     marks = [json.loads(line) for line in raw.split(b"\n") if line.strip()]
     return [
-        (mark["length"], mark["head"], mark.get("checkpoints"), base64.b64decode(mark["signature"], validate=True)) for mark in marks
+        (mark["length"], mark["head"], mark.get("checkpoints"), base64.b64decode(mark["signature"], validate=True))
+        for mark in marks
     ]
 
 

@@ -137,7 +137,7 @@ def test_a_study_is_retrieved_whole_sealed_and_queued(
     assert begin.studies == end.studies == (trail.pseudonym("study", uid(CT)),)
     assert begin.patient == trail.pseudonym("patient", str(CT[0].PatientID)) != ""
     assert service.retrieve_study(uid(CT), "low", pacs=pacs)["priority"] == "low"
-    with pytest.raises(Refusal) as unknown:
+    with pytest.raises(ConfigurationError) as unknown:
         service.retrieve_study(uid(CT), "at once")
     assert unknown.value.codes == ("priority-unknown",)
     with pytest.raises(Refusal) as nowhere:
@@ -252,7 +252,7 @@ def test_what_is_stored_is_checked_and_verified(service: PACSService, clinic: Re
     storer = service.storer
     assert storer.store_image(image)["status"] == "stored"
     assert storer.verify_storage("2.25.99001")["verified"] is True
-    with pytest.raises(Refusal) as unknown:
+    with pytest.raises(ConfigurationError) as unknown:
         storer.verify_storage("2.25.99002")
     assert unknown.value.codes == ("store-unknown",)
     report = dcmread(io.BytesIO(stored(clinic)[0]))

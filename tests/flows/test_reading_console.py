@@ -121,13 +121,27 @@ def test_a_failed_peer_leaves_it_owed(clinic: Reading, tmp_path: Path) -> None:
 def test_what_cannot_be_read_says_why(typed: Typed) -> None:
     assert typed("read", "2.25.4711")[0] == 3
     assert typed("read", "2.25.4711")[1]["codes"] == ["study-not-found"]
-    assert typed("read", uid(CT), "--priority", "soon")[1]["codes"] == ["priority-unknown"]
+    status, said = typed("read", uid(CT), "--priority", "soon")
+    assert (status, said["codes"]) == (2, ["priority-unknown"])
     status, said = typed("read", "not-a-uid")
     assert (status, said["codes"]) == (2, ["uid-malformed"])
     status, said = typed("read", uid(CT), "--pacs", "elsewhere")
     assert (status, said["codes"]) == (2, ["pacs-unknown"])
     status, said = typed("read", uid(CT), PREFECT_API_URL="")
     assert (status, said["codes"]) == (2, ["missing-prefect-api-url"])
+    status, said = typed("read", uid(CT), PREFECT_API_URL="notaurl")
+    assert (status, said["codes"]) == (2, ["bad-prefect-api-url"])
+    status, said = typed("read", uid(CT), PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert (status, said["codes"]) == (4, ["engine-unreachable"])
+    status, said = typed("queue", "priority", "1", "urg\udcff")
+    assert (status, said["codes"]) == (2, ["priority-unknown"])
+    for words in (
+        ("queue", "show", str(1 << 70)),
+        ("queue", "list", "--limit", str(1 << 70)),
+        ("queue", "priority", str(1 << 70), "low"),
+    ):
+        status, said = typed(*words)
+        assert (status, said["codes"]) == (2, ["number-too-large"])
 
 
 def test_the_archive_by_hand_is_in_the_trail_under_the_persons_name(clinic: Reading, typed: Typed, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from blocks.part10 import read_meta
-from flows.clinic import LEAST_LEASE
+from blocks.reading_settings import LEAST_LEASE
 from flows.tidying import tidy
 from infra.hospital.reading_cohort import file_bytes, identifiers, make_study
 from policies.polling import FoundSeries, FoundStudy

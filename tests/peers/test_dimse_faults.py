@@ -296,7 +296,7 @@ def test_a_probe_sees_a_cap_a_refusal_and_the_tls(tmp_path: Path) -> None:
 
 
 def test_a_query_that_ends_badly_gives_no_part_of_an_answer() -> None:
-    for status, code in ((0xC000, "dimse-find-refused"), (0xFE00, "dimse-find-refused"), (0xA900, "dimse-find-refused")):
+    for status, code in ((0xC000, "dimse-find-refused"), (0xFE00, "dimse-too-many"), (0xA900, "dimse-find-refused")):
         with Misbehaving(study(3), find_status=status) as pacs, pytest.raises(PeerError) as failed:
             Archive(pacs.endpoint()).find_studies({})
         assert failed.value.codes == (code,)

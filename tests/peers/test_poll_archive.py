@@ -66,3 +66,17 @@ def test_studies_are_found_once_and_a_late_series_reopens(orthanc: Orthanc, tmp_
     store(orthanc, tmp_path, late, "late")
     assert poll(register, archive, settings, NOW + 600).rows == (lease.row,)
     register.close()
+
+
+def test_the_sign_of_an_orthanc_that_stops_at_its_own_limit_makes_a_poll_split(tmp_path: Path) -> None:
+    """It answers as many as its LimitFindResults, then 0xFE00, "canceled": nobody asked for that."""
+    known = {"RAPHA": ["RAPHA", "127.0.0.1", 1]}
+    with running_orthanc(tmp_path / "limited", DicomModalities=known, LimitFindResults=4) as limited:
+        for patient in range(6):
+            image = make_image(patient, 1)
+            image.StudyTime = f"{8 + patient:02d}1500"
+            store(limited, tmp_path, image, f"limited{patient}")
+        register = ReadingRegister.at(tmp_path / "r.sqlite", secrets.token_bytes(32))
+        outcome = poll(register, archive_of(limited, web=False), PollSettings(pacs="primary"), NOW)
+        assert outcome.new == 6 and outcome.questions > 1
+        register.close()

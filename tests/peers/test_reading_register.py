@@ -204,7 +204,7 @@ def test_an_urgent_study_is_next_and_a_waiting_one_can_be_moved(register):
     with pytest.raises(Refusal) as error:
         register.set_priority(low, "high")
     assert codes(error) == ["study-not-queued"]
-    with pytest.raises(Refusal) as error:
+    with pytest.raises(ConfigurationError) as error:
         register.set_priority(low, "now")
     assert codes(error) == ["priority-unknown"]
 

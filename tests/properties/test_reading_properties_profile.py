@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from blocks.profile import BOUNDS, load_profile
 from rapha.errors import ConfigurationError, PeerError, RaphaError, Refusal
 from tasks.stage import coded
+from tests.fixtures.profiles import A_FILE
 
 QUIET = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 PRODUCTION = {"RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION": "true"}
 LOCAL = {"host": "127.0.0.1", "port": 11112, "ae_title": "HOSPITAL", "calling_ae_title": "RAPHA"}
-SECURE = {"tls_enabled": True, "cert_file": "/c.pem", "key_file": "/k.pem", "ca_bundle": "/ca.pem"}
+SECURE = {"tls_enabled": True, "cert_file": A_FILE, "key_file": A_FILE, "ca_bundle": A_FILE}
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=8)
 LETTERS = st.characters(max_codepoint=127, exclude_categories=["C"]) | st.characters(codec="utf-8", exclude_categories=["C"])
 TITLES = st.text(string.ascii_uppercase + string.digits + "_", min_size=1, max_size=16)
@@ -75,7 +76,8 @@ SECTIONS = {"port": "pacs_endpoints.primary", "max_results": "pacs_endpoints.pri
 def test_a_number_is_taken_within_its_bounds_and_nowhere_else(tmp_path: Path, key: str, data: st.DataObject) -> None:
     low, high = BOUNDS[key]
     value = data.draw(st.sampled_from([low - 1, low, high, high + 1]) | st.integers(low - 5, high + 5))
-    profile: dict[str, Any] = {"pacs_endpoints": {"primary": dict(LOCAL)}}
+    web = {"dicomweb_url": "http://127.0.0.1/dicom-web"}  # port 0 is no DIMSE side: then there is another
+    profile: dict[str, Any] = {"pacs_endpoints": {"primary": LOCAL | web}}
     place = profile
     for part in SECTIONS[key].split("."):
         place = place.setdefault(part, {"enabled": False} if part == "cache" else {})

@@ -4,7 +4,7 @@ import pytest
 
 from policies.polling import DAY, FoundSeries, PollSettings, Window, is_own, keys_of, listing, poll_window, split
 from policies.priority import HANDICAP, PRIORITIES, known_priority, turn
-from rapha.errors import Refusal
+from rapha.errors import ConfigurationError, Refusal
 
 NOW = 1_800_000_000  # 2027-01-15 08:00:00 UTC
 MIDNIGHT = NOW // DAY * DAY
@@ -79,6 +79,6 @@ def test_urgent_first_and_nobody_waits_for_ever():
 def test_a_priority_that_is_unknown_is_refused():
     assert known_priority("urgent") == "urgent"
     for word in ("", "URGENT", "stat"):
-        with pytest.raises(Refusal) as error:
+        with pytest.raises(ConfigurationError) as error:
             known_priority(word)
         assert error.value.codes == ("priority-unknown",)

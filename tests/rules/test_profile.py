@@ -6,12 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blocks.profile import SCHEMA, load_profile
+from blocks.profile import SCHEMA, Profile, load_profile
 from rapha.errors import ConfigurationError
+from tests.fixtures.profiles import A_FILE, production_text
 
 HOME = Path(__file__).parents[2] / "infra" / "profiles"
 DEVELOPMENT, PRODUCTION = {"RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION": "false"}, {"RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION": "true"}
-TEXT = (HOME / "production.yaml").read_text()
+TEXT = production_text()
 
 
 def codes(tmp_path: Path, text: str, environment: dict[str, str] = PRODUCTION) -> tuple[str, ...]:
@@ -21,8 +22,13 @@ def codes(tmp_path: Path, text: str, environment: dict[str, str] = PRODUCTION) -
     return wrong.value.codes
 
 
-def test_the_two_examples_load_and_have_their_effect() -> None:
-    production = load_profile(HOME / "production.yaml", PRODUCTION)
+def loaded(tmp_path: Path, text: str) -> Profile:
+    (tmp_path / "profile.yaml").write_text(text)
+    return load_profile(tmp_path / "profile.yaml", PRODUCTION)
+
+
+def test_the_two_examples_load_and_have_their_effect(tmp_path: Path) -> None:
+    production = loaded(tmp_path, TEXT)
     assert (production.mode, list(production.endpoints)) == ("production", ["primary", "backup"])
     primary = production.endpoints["primary"]
     assert (primary.host, primary.port, primary.ae_title, primary.connect_seconds) == (
@@ -35,7 +41,7 @@ def test_the_two_examples_load_and_have_their_effect() -> None:
     assert (primary.tls.version, primary.tls.mutual_auth, str(primary.tls.ca_bundle)) == (
         "TLS_1_3",
         True,
-        "/etc/rapha/hospital-ca.pem",
+        A_FILE,
     )
     development = load_profile(HOME / "development.yaml", DEVELOPMENT)
     assert development.endpoints["primary"].tls is None
@@ -47,7 +53,7 @@ CHANGES = {
     "profile-type": ("retention_years: 7", "retention_years: seven"),
     "profile-value": ("retention_years: 7", "retention_years: 11"),
     "profile-repeated-key": ("mutual_auth: true", "mutual_auth: true\n  mutual_auth: true"),
-    "profile-missing-key": ("  ca_bundle: /etc/rapha/hospital-ca.pem\n", ""),
+    "profile-missing-key": (f"  ca_bundle: {A_FILE}\n", ""),
     "profile-clear-dicom": ("tls_enabled: true", "tls_enabled: false"),
     "profile-host": ("host: pacs.hospital.example", "host: 127.0.0.1"),
     "profile-no-primary": ("  primary:", "  main:"),
@@ -75,8 +81,74 @@ def test_performance_reaches_the_endpoints(tmp_path: Path) -> None:
     (tmp_path / "profile.yaml").write_text(TEXT.replace("performance:", "performance:\n  connection_pool_size: 4"))
     found = load_profile(tmp_path / "profile.yaml", PRODUCTION).endpoints
     assert {one.pool_size for one in found.values()} == {4}
-    assert load_profile(HOME / "production.yaml", PRODUCTION).endpoints["primary"].pool_size is None
+    assert loaded(tmp_path, TEXT).endpoints["primary"].pool_size is None
     assert codes(tmp_path, TEXT.replace("max_retries: 3", "max_retries: 4")) == ("profile-value",)
+
+
+@pytest.mark.parametrize("key", ["cert_file", "key_file", "ca_bundle"])
+def test_a_file_that_is_missing_is_named_with_its_line(tmp_path: Path, key: str) -> None:
+    text = TEXT.replace(f"  {key}: {A_FILE}", f"  {key}: /nope", 1)
+    line = 1 + text.splitlines().index(f"  {key}: /nope")
+    with pytest.raises(ConfigurationError) as wrong:
+        loaded(tmp_path, text)
+    assert wrong.value.codes == ("profile-file-missing",)
+    assert f"security.{key} names no file" in wrong.value.message and f"(line {line})" in wrong.value.message
+
+
+ODD = {
+    "host: pacs.hospital.example": ("2026-13-45", "=", "<<", "[a]"),
+    "port: 2762": ("0x_", "0b_", "9" * 5000, "1.5"),
+    "priority_levels: [urgent, high, medium, low]": ("[{[a]: b}]", "{[x]: 1}"),
+    "retrieve: auto": ("{[x]: 1}", "[C-GET]", "2026-13-45"),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in ODD.items() for value in values])
+def test_a_value_that_yaml_itself_cannot_make_is_a_wrong_type(tmp_path: Path, key: str, value: str) -> None:
+    text = TEXT.replace(key, f"{key.partition(':')[0]}: {value}", 1)
+    assert set(codes(tmp_path, text)) <= {"profile-type", "profile-value"}
+
+
+@pytest.mark.parametrize("key", ["? [a]\n: 1", "? {a: 1}\n: 1"])
+def test_a_key_that_is_no_text_is_refused(tmp_path: Path, key: str) -> None:
+    assert codes(tmp_path, f"{TEXT}{key}\n") == ("profile-yaml",)
+
+
+@pytest.mark.parametrize("name", ["a/b", '""', "/tmp/esc", '"a b"', "a" * 65, '".."'])
+def test_an_endpoints_name_is_plain(tmp_path: Path, name: str) -> None:
+    assert codes(tmp_path, TEXT.replace("  backup:", f"  {name}:", 1)) != ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("host: pacs.hospital.example", "host: ''"),
+        ("port: 2762", "port: 0"),
+        ("    vendor: GE\n    retrieve", "    dicomweb_url: ftp://pacs.hospital.example/x\n    retrieve"),
+        ("    vendor: GE\n    retrieve", "    dicomweb_url: https://\n    retrieve"),
+    ],
+)
+def test_an_endpoint_that_nothing_reaches_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    assert set(codes(tmp_path, TEXT.replace(old, new, 1))) <= {"profile-value", "profile-host"}
+
+
+def test_an_endpoint_without_keys_does_not_vanish(tmp_path: Path) -> None:
+    assert codes(tmp_path, TEXT.replace("security:", "  third: {}\nsecurity:", 1)) == ("profile-missing-key",)
+
+
+def test_every_fault_of_a_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(TEXT.replace("mutual_auth", "mutual_out").replace("tls_version", "tls"))
+    with pytest.raises(ConfigurationError) as wrong:
+        load_profile(tmp_path / "p.yaml", PRODUCTION)
+    assert "security.mutual_out" in wrong.value.message and "security.tls is no key" in wrong.value.message
+
+
+@pytest.mark.parametrize("value", ["TRUE", "True", "1", "yes", " true"])
+def test_a_mode_that_is_misspelt_is_neither(tmp_path: Path, value: str) -> None:
+    (tmp_path / "p.yaml").write_text(TEXT)
+    with pytest.raises(ConfigurationError) as wrong:
+        load_profile(tmp_path / "p.yaml", {"RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION": value})
+    assert wrong.value.codes == ("bad-enable-hospital-data-integration",)
 
 
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 from blocks.mail import notifications
 from blocks.profile import load_profile
 from rapha.errors import ConfigurationError
+from tests.fixtures.profiles import A_FILE, production_text
 
 HOME = Path(__file__).parents[2] / "infra" / "profiles"
 DEVELOPMENT, PRODUCTION = ({"RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION": value} for value in ("false", "true"))
-TEXT = (HOME / "production.yaml").read_text()
+TEXT = production_text()
 PERSONS = "      - reading-room@hospital.example\n      - radiologist-on-call@hospital.example\n"
 LOGIN = "    user: rapha\n    password: env:SMTP_PASSWORD\n  recipients:"
 
@@ -28,11 +29,11 @@ def refused(tmp_path, old, new):
 
 
 def test_the_production_example_tells_its_persons_in_order(tmp_path):
-    by = notifications(load_profile(HOME / "production.yaml", PRODUCTION), {})
+    by = notifications(loaded(tmp_path, TEXT), {})
     assert by.rules.persons == {"radiology": ("reading-room@hospital.example", "radiologist-on-call@hospital.example")}
     assert by.rules.escalate_after == 900
     assert (by.server.host, by.server.port, by.server.from_address) == ("smtp.hospital.example", 587, "rapha@hospital.example")
-    assert (str(by.server.ca_bundle), by.server.user) == ("/etc/rapha/hospital-ca.pem", "")
+    assert (str(by.server.ca_bundle), by.server.user) == (A_FILE, "")
 
 
 def test_where_e_mail_is_off_there_is_nobody_to_send_with(tmp_path):
@@ -76,7 +77,7 @@ def test_who_is_told_and_by_which_line_must_be_said(tmp_path):
         f"    radiology: # one person is told at a time, in this order; after the last, the first again\n{PERSONS}",
         "    {}\n",
     ).codes == ("profile-missing-key",)
-    start, end = TEXT.index("    needs_outside_line"), TEXT.index("    ca_bundle: /etc/rapha/hospital-ca.pem # who")
+    start, end = TEXT.index("    needs_outside_line"), TEXT.index(f"    ca_bundle: {A_FILE} # who")
     with pytest.raises(ConfigurationError) as wrong:
         loaded(tmp_path, TEXT[:start] + TEXT[end:])
     assert wrong.value.codes == ("profile-missing-key",) and "needs_outside_line" in wrong.value.message
