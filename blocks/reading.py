@@ -21,6 +21,7 @@ from sqlalchemy import func, select
 from blocks.database import RowConflict, locked
 from blocks.reading_letters import Letters, dead, no_lease, open_again, put_back
 from blocks.reading_outbox import Outbox, write_notices
+from blocks.reading_polls import Polls
 from blocks.reading_rows import (
     STAGES,
     ExpectedInstance,
@@ -36,7 +37,6 @@ from blocks.reading_rows import (
     StudyLease,
     StudyRow,
     Watermark,
-    WatermarkRow,
 )
 from blocks.reading_sets import InstanceSets
 from blocks.reading_shelf import held, study_of
@@ -54,7 +54,7 @@ __all__ = [
 MAX_TRIES = 5
 
 
-class ReadingRegister(InstanceSets, Outbox, Letters, Tallies):
+class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
     """The register behind one database URL. Every failure of the database is a `PeerError`; a rule's no is a `Refusal`."""
 
     @classmethod
@@ -64,27 +64,6 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies):
         return cls(f"sqlite:///{path.absolute()}", key)
 
     # -- polling
-
-    def watermark(self, pacs: str) -> Watermark | None:
-        """Up to where this PACS was polled; None before the first poll."""
-        with self._session() as session:
-            row = session.get(WatermarkRow, pacs)
-            return None if row is None else Watermark(pacs=pacs, at=row.at, polled_at=row.polled_at)
-
-    def set_watermark(self, pacs: str, at: int, *, now: int) -> None:
-        """Moves it forward; a poller that comes late moves nothing back."""
-        try:
-            self._set_watermark(pacs, at, now)
-        except RowConflict:  # another poller wrote the first one meanwhile
-            self._set_watermark(pacs, at, now)
-
-    def _set_watermark(self, pacs: str, at: int, now: int) -> None:
-        with self._session() as session:
-            row = session.get(WatermarkRow, pacs, with_for_update=True)
-            if row is None:
-                session.add(WatermarkRow(pacs=pacs, at=at, polled_at=now))
-            else:
-                row.at, row.polled_at = max(row.at, at), max(row.polled_at, now)
 
     def found(self, pacs: str, study: FoundStudy, now: int, priority: str = "medium") -> Found:
         """Writes a found study down: new, changed (re-opened, or to be), known, own-report (only this node's series)."""
@@ -102,10 +81,13 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies):
             own = {s.series_uid for s in study.series if session.get(OwnSeriesRow, self._columns.name("series", s.series_uid))}
             foreign = [s for s in study.series if s.series_uid not in own]
             if own and not foreign:
+                if row is not None:
+                    self._listed(row, study, now)
                 return Found(row=row.id if row else 0, outcome="own-report")
             print_ = self._columns.name("fingerprint", listing(foreign, study.instances))
             if row is None:
                 return Found(row=self._new(session, pacs, name, study, print_, priority, now), outcome="new")
+            self._listed(row, study, now)
             if row.fingerprint == print_:
                 return Found(row=row.id, outcome="known")
             row.fingerprint, row.content_at, row.updated_at = print_, now, now
@@ -129,11 +111,16 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies):
             content_at=now,
             updated_at=now,
         )
+        self._listed(row, study, now)
         session.add(row)
         session.flush()  # its number is part of what the columns are bound to
         row.uid_sealed = self._columns.seal(study.study_uid, "studies", "uid", row.id, name)
         row.details_sealed = self._columns.seal(self._details(study), "studies", "details", row.id, name)
         return int(row.id)
+
+    def _listed(self, row: StudyRow, study: FoundStudy, now: int) -> None:
+        """What the archive counted before it listed what is below: what came between the two is another count next time."""
+        row.counts, row.listed_at = self._print_of(study.counts), now
 
     def _changed(self, session: Any, row: StudyRow, now: int) -> None:
         if row.state == "in-progress":

@@ -38,6 +38,32 @@ class WatermarkRow(Base):
     polled_at: Mapped[int] = mapped_column(BigInteger)
 
 
+class PollRow(Base):
+    """How the polls of one archive go. since: when it was first looked at here, by a poll or by `rapha health`."""
+
+    __tablename__ = "reading_polls"
+
+    pacs: Mapped[str] = mapped_column(String(64), primary_key=True)
+    since: Mapped[int] = mapped_column(BigInteger)
+    odd: Mapped[int] = mapped_column(default=0)
+    unproven: Mapped[int] = mapped_column(default=0)
+    swept_at: Mapped[int | None] = mapped_column(BigInteger, default=None)
+    swept_from: Mapped[int | None] = mapped_column(BigInteger, default=None)
+    sweep_next: Mapped[int] = mapped_column(BigInteger, default=0)
+    sweep_odd: Mapped[int] = mapped_column(default=0)
+    sweep_unproven: Mapped[int] = mapped_column(default=0)
+
+
+class BaselineRow(Base):
+    """A study that was in the archive before the first sweep, and is left alone while its counts stay."""
+
+    __tablename__ = "reading_baseline"
+
+    pacs: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    counts: Mapped[str] = mapped_column(String(64))
+
+
 class StudyRow(Base):
     __tablename__ = "reading_studies"
     __table_args__ = (
@@ -70,6 +96,8 @@ class StudyRow(Base):
     lease_owner: Mapped[str] = mapped_column(String(128), default="")
     lease_token: Mapped[str] = mapped_column(String(32), default="")
     lease_until: Mapped[int] = mapped_column(BigInteger, default=0)
+    counts: Mapped[str] = mapped_column(String(64), default="")
+    listed_at: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class OwnSeriesRow(Base):
@@ -144,7 +172,7 @@ class NoticeRow(Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watermark:
-    """Up to where a PACS was polled: `at` on its clock's scale, `polled_at` on ours."""
+    """Up to where a PACS was polled, and when a poll last came to its end; seconds since the epoch."""
 
     pacs: str
     at: int

@@ -118,13 +118,3 @@ def test_the_watermark_moves_only_when_the_poll_came_to_its_end(register):
     assert register.watermark("pacs").at == NOW
     poll(register, shelves, SETTINGS, NOW + 10 * DAY)
     assert shelves.asked[-1]["StudyDate"].startswith(YESTERDAY[:6]), "what the node slept through is asked for"
-
-
-def test_an_answer_without_a_uid_is_a_failed_peer(register):
-    class Odd(Shelves):
-        def find_studies(self, keys):
-            return [{"00100020": value("HOSP-1")}]
-
-    with pytest.raises(PeerError) as error:
-        poll(register, Odd(), SETTINGS, NOW)
-    assert error.value.codes == ("poll-answer-odd",) and "HOSP" not in str(error.value)
