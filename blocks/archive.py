@@ -53,11 +53,13 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a probe found. services: names that answered; stores: storage SOP classes; probed: when, "" for never."""
+    """What a probe found. services: names that answered; stores: storage SOP classes; probed: when, "" for never; limit: answers
+    at which one query may have been cut off, None where it showed no sign of that."""
 
     services: frozenset[str] = field(default_factory=frozenset)
     stores: frozenset[str] = field(default_factory=frozenset)
     probed: str = ""
+    limit: int | None = None
 
 
 class Archive:

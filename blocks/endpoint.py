@@ -113,7 +113,8 @@ def tls_code(error: OSError) -> str:
 class Endpoint:
     """One PACS. Times in seconds, `max_pdu` in bytes; `max_results`: answers beyond which a query is taken for cut short.
 
-    pool_size: associations open with it at once, in one process, None for any number.
+    pool_size: associations open with it at once, in one process, None for any number; timezone: its clock's, by its IANA name,
+    None where it is not known; priority: of studies that a poll finds there.
     ae_title: the archive's; calling_ae_title: ours; move_destination: the AE title under which the archive knows our receiver.
     connect_seconds: to reach it and agree on an association; idle_seconds: without a byte; move_idle_seconds: the same during a
     C-MOVE, in which an archive may say nothing while it sends elsewhere (PS3.4 C.4.2.3.1); whole_seconds: one operation, however
@@ -139,6 +140,8 @@ class Endpoint:
     max_pdu: int = 131072
     max_results: int = 500
     pool_size: int | None = None
+    timezone: str | None = None
+    priority: str = "medium"
 
     def __repr__(self) -> str:
         return f"Endpoint({self.name})"  # a token may be among the rest

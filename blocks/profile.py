@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 
@@ -38,6 +39,8 @@ _ENDPOINT: dict[str, Kind] = {
     "move_destination": str,
     "max_results": int,
     "polled": bool,
+    "timezone": str,
+    "priority": PRIORITIES,
 }
 # section -> key -> kind. `pacs_endpoints` and `notifications` hold named groups of such keys.
 SCHEMA: dict[str, dict[str, Kind]] = {
@@ -53,6 +56,9 @@ SCHEMA: dict[str, dict[str, Kind]] = {
     "workflow": {
         "automated_polling": bool,
         "polling_interval_seconds": int,
+        "poll_overlap_days": int,
+        "first_poll_days": int,
+        "sweep_days": int,
         "max_concurrent_studies": int,
         "priority_levels": list,
         "batch_size": int,
@@ -81,6 +87,9 @@ BOUNDS = {
     "smtp_port": (1, 65535),
     "escalate_after_seconds": (60, 86400),
     "polling_interval_seconds": (1, 86400),
+    "poll_overlap_days": (1, 366),
+    "first_poll_days": (1, 3660),
+    "sweep_days": (0, 366),
     "max_concurrent_studies": (1, 50),
     "batch_size": (1, 1000),
     "worker_threads": (1, 64),
@@ -238,7 +247,17 @@ def _value(name: str, kind: Kind, node: yaml.Node, problems: _Problems) -> Any:
         problems.add("profile-secret-in-clear", f"{name} must be env:NAME or file:PATH", node)
     if (key.endswith("ae_title") or key == "move_destination") and not _is_title(value):
         problems.add("profile-value", f"{name} must be 1 to {AE_TITLE} ASCII characters", node)
+    if key == "timezone" and not _is_zone(value):
+        problems.add("profile-value", f"{name} must be a name of the IANA time zone database, such as Europe/Berlin", node)
     return value
+
+
+def _is_zone(value: str) -> bool:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 def _is_title(value: str) -> bool:

@@ -21,11 +21,13 @@ from blocks.sealed_columns import SealedColumns, column_key
 from blocks.study import StudyReader
 from blocks.witnessed import WitnessedArchive
 from flows.pacs.endpoints import chosen, witnessed
+from flows.polled import poll_settings
 from policies.polling import PollSettings
 from rapha.canonical import digest, digest_of
 from rapha.signing import load_private
 from tasks.attempt import Attempt
 from tasks.reading.analyse import AnalyseLimits
+from tasks.shared.probe import read_record
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Clinic:
         return witnessed(chosen(self.profile, name), self.state, self.trail, self.person)
 
     def polling(self, name: str) -> PollSettings:
-        return PollSettings(pacs=name, most=self.profile.endpoints[name].max_results)
+        """Raises `Refusal(capabilities-odd)`."""
+        return poll_settings(self.profile, name, read_record(self.state / "capabilities", name))
 
     def study(self) -> StudyReader:
         """A new connection to the study reader: what it holds for us ends with it."""

@@ -32,6 +32,7 @@ from flows.pacs.saving import check_uid
 from flows.pacs.sealed import SealedStudy, fetch
 from flows.pacs.storer import Storer
 from flows.person import person
+from flows.polled import poll_settings
 from flows.reading_health import overall, reading_components
 from flows.requesting import WANTED, request
 from policies.polling import PollSettings
@@ -221,7 +222,7 @@ class PACSService:
         return Clinic.open(self._environment)
 
     def _settings(self, pacs: str) -> PollSettings:
-        return PollSettings(pacs=pacs, most=self._profile.endpoints[pacs].max_results)
+        return poll_settings(self._profile, pacs)
 
     def _row(self, archive: WitnessedArchive, study: str) -> int:
         known = self._register.row_of(archive.endpoint.name, study)

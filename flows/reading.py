@@ -104,7 +104,9 @@ def poll(pacs: str = "primary") -> dict[str, int]:
     clinic, now = _opened(), int(time.time())
     clinic.register.reap(now)
     found = ask(clinic.register, clinic.archive(pacs), clinic.polling(pacs), now)
-    return {"new": found.new, "changed": found.changed, "known": found.known, "own": found.own, "questions": found.questions}
+    counts = {"new": found.new, "changed": found.changed, "known": found.known, "own": found.own, "questions": found.questions}
+    swept = {} if found.swept is None else {"swept": found.swept}
+    return {**counts, "odd": found.odd, "unproven": found.unproven, **swept}
 
 
 @flow(name="drain", retries=0, persist_result=False, result_serializer="json", log_prints=False)

@@ -10,7 +10,7 @@ from blocks.profile import Profile, load_profile
 from blocks.reading_settings import reading_problems, reading_values
 from blocks.validators import IOD, TEMPLATE, installed
 from flows.finding import Finding, looked
-from flows.reading_health import reading_components
+from flows.reading_health import POLL, reading_components
 from flows.reading_looks import looks
 from rapha.errors import RaphaError, Refusal
 from rapha.ledger import verify
@@ -23,6 +23,8 @@ PROCESSES = {
     "model launcher": "RAPHA_MODEL_LAUNCHER_SOCKET",
     "receiver": "RAPHA_RECEIVER_SOCKET",
 }
+
+LOOKED_AT = ("engine", "reading ledger")  # more closely, or with regard to whether it was started
 
 
 def examine_reading(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -42,7 +44,24 @@ def examine_reading(environment: Mapping[str, str]) -> Iterator[Finding]:
     served = any(Path(values[name]).exists() for name in PROCESSES.values() if values.get(name))
     for name, look in {**_looks(values, profile), **looks(values, served=served)}.items():
         yield looked(name, look)
+    yield from _limits(values, profile)
     yield from _parts(values, profile, served=served)
+
+
+def _limits(values: Mapping[str, str], profile: Profile) -> Iterator[Finding]:
+    """A remark where an archive seems to stop earlier than the profile says; a poll goes by the lower of the two."""
+    for name, endpoint in profile.endpoints.items():
+        try:
+            limit = read_record(_capabilities(values), name).limit
+        except RaphaError:
+            continue  # said of its capabilities
+        if limit is not None and limit < endpoint.max_results:
+            said = f"the probe had {limit} answers to one query and the profile's max_results is {endpoint.max_results}"
+            yield Finding(f"result limit {name}", said=f"{said}: polls take {limit} for the archive's limit")
+
+
+def _capabilities(values: Mapping[str, str]) -> Path:
+    return Path(values["RAPHA_STATE_DIR"]) / "capabilities"
 
 
 def _looks(values: Mapping[str, str], profile: Profile) -> dict[str, Callable[[], object]]:
@@ -61,7 +80,9 @@ def _looks(values: Mapping[str, str], profile: Profile) -> dict[str, Callable[[]
 def _parts(values: Mapping[str, str], profile: Profile, *, served: bool) -> Iterator[Finding]:
     """What can be asked. The processes are asked only where one of them was started."""
     for name, code in reading_components(values, profile).items():
-        if name not in PROCESSES or served:
+        if name in LOOKED_AT:
+            continue
+        if served or not (name in PROCESSES or name.startswith(f"{POLL} ")):  # nobody polls either
             said = "does not answer; does `rapha serve` run?" if name in PROCESSES else "did not answer as it must"
             yield Finding(name, code, _SAID.get(code, f"{name} {said}") if code else "")
     if not served:
@@ -77,7 +98,7 @@ _SAID = {
 
 
 def _probed(values: Mapping[str, str], name: str) -> None:
-    record = read_record(Path(values["RAPHA_STATE_DIR"]) / "capabilities", name)
+    record = read_record(_capabilities(values), name)
     if not record.probed:
         raise Refusal(["pacs-not-probed"], f"nobody has asked it what it can do: rapha pacs probe --pacs {name}")
 

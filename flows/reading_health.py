@@ -21,11 +21,14 @@ from blocks.reading import open_reading_register
 from blocks.reading_settings import reading_values
 from blocks.receiver import Receiver
 from flows.engine import engine_answers
+from flows.polled import polling_interval, sweep_seconds
+from policies.polling import poll_code
 from rapha.errors import ConfigurationError, RaphaError, Refusal
 from rapha.signing import load_private
 
 PEER_SECONDS, WHOLE_SECONDS = 5.0, 20.0
 LEAST_FREE = 1 << 30
+POLL = "poll"
 Looks = Mapping[str, Callable[[], object]]
 
 
@@ -89,6 +92,8 @@ def _looks(environment: Mapping[str, str], profile: Profile) -> Looks:
         looks["mail server"] = lambda: _mail(environment, profile)
     for endpoint in profile.endpoints.values():
         looks[f"pacs {endpoint.name}"] = lambda one=endpoint: _echo(one)  # type: ignore[misc]
+    for name in profile.polled:
+        looks[f"{POLL} {name}"] = lambda one=name: _poll(environment, profile, one)  # type: ignore[misc]
     return looks
 
 
@@ -120,6 +125,17 @@ def _outbox(environment: Mapping[str, str]) -> None:
             raise Refusal(["notices-dead"], "there are notices that no channel took")
     finally:
         register.close()
+
+
+def _poll(environment: Mapping[str, str], profile: Profile, name: str) -> None:
+    """Whether the last polls of an archive came to their end, and with all that it has."""
+    register, now = open_reading_register(environment), int(time.time())
+    try:
+        code = poll_code(register.poll_state(name, now), now, polling_interval(profile), sweep_seconds(profile))
+    finally:
+        register.close()
+    if code:
+        raise Refusal([code], "the polls of this archive do not go as they must")
 
 
 def _trail(environment: Mapping[str, str]) -> None:

@@ -29,6 +29,7 @@ from blocks.part10 import MAX_META, read_meta
 from blocks.profile import load_profile
 from blocks.receiver import Receiver
 from blocks.witnessed import WitnessedArchive
+from flows.console.watermark import watermark
 from flows.pacs.retriever import exported
 from flows.pacs.saving import Wanted, check_folder, receiver_of, save
 from flows.person import person
@@ -55,7 +56,7 @@ _SHOWN = ("StudyDate", "Modality", "ModalitiesInStudy", "BodyPartExamined", "Pat
 def register(app: cyclopts.App) -> None:
     app.command(minimise_file, name="minimise")
     pacs = group(app, "pacs", "The archive, by hand. These commands show identifiers: for the hospital's side alone.")
-    for command in (find, retrieve, echo, probe, store, commit):
+    for command in (find, retrieve, echo, probe, store, commit, watermark):
         pacs.command(command)
 
 

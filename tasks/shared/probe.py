@@ -161,6 +161,13 @@ def read_record(folder: Path, name: str) -> Capabilities:
         return Capabilities()
     try:
         record = parse(raw, limit=MAX_RECORD, what="capability record")
-        return Capabilities(frozenset(map(str, record["services"])), frozenset(map(str, record["stores"])), str(record["at"]))
-    except (Refusal, KeyError, TypeError, json.JSONDecodeError):
+        named = (frozenset(map(str, record["services"])), frozenset(map(str, record["stores"])))
+        return Capabilities(*named, str(record["at"]), _limit(record.get("limit") or {}))
+    except (Refusal, KeyError, TypeError, AttributeError, json.JSONDecodeError):
         raise Refusal(["capabilities-odd"], "the capability record is not one that a probe wrote: probe again") from None
+
+
+def _limit(found: Mapping[str, Any]) -> int | None:
+    """A count of answers is a limit only where there is a sign of one; a record by DICOMweb alone has none."""
+    answers = found.get("answers")
+    return answers if found.get("sign") and type(answers) is int and answers > 0 else None
