@@ -11,6 +11,7 @@ import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events import DeploymentEventTrigger
@@ -20,10 +21,11 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from blocks.profile import Profile
+from flows.polled import POLL_SECONDS
 from rapha.errors import ConfigurationError, PeerError
 
 POOL = "rapha"
-POLL, POLL_SECONDS = "poll", 300
+POLL, PRIMARY = "poll", "primary"
 DIRECTORY = "prefect.deployments.steps.set_working_directory"
 
 
@@ -38,8 +40,11 @@ def deploy_all(home: Path, halves: Collection[str] = ("training",), profile: Pro
         wanted = yaml.safe_load((home / "prefect.yaml").read_bytes())["deployments"]
         with get_client(sync_client=True) as client:
             _pool(client)
-            mine = [one for one in wanted if not set(halves).isdisjoint(one["tags"])]
-            return [_deploy(client, one, home, _schedules(one, profile)) for one in mine]
+            mine = [one for all_of in wanted if not set(halves).isdisjoint(all_of["tags"]) for one in _each(all_of, profile)]
+            names = [_deploy(client, one, home, _schedules(one, profile)) for one in mine]
+            if profile is not None:
+                _forget(client, {one["name"] for one in mine})
+            return names
     except (yaml.YAMLError, KeyError, TypeError, ValidationError):
         raise ConfigurationError(["deployments-malformed"], "prefect.yaml cannot be read as the deployments of a node") from None
     except (PrefectException, httpx.HTTPError):
@@ -74,12 +79,30 @@ def _deploy(client: SyncPrefectClient, wanted: Mapping[str, Any], home: Path, sc
         enforce_parameter_schema=True,
         pull_steps=[{DIRECTORY: {"directory": str(home)}}],
     )
-    for one in schedules if wanted["name"] == POLL else ():
+    for one in schedules if flow.name == POLL else ():
         if one.active:  # a node that starts asks at once, not after the first interval
             client.create_flow_run_from_deployment(made, parameters=one.parameters)
     full = f"{flow.name}/{wanted['name']}"
     _trigger(client, made, full, wanted.get("triggers", ()))
     return full
+
+
+def _each(wanted: Mapping[str, Any], profile: Profile | None) -> list[Mapping[str, Any]]:
+    """`poll` once for each archive: the engine counts runs by deployment, and one archive is not to wait for another."""
+    if wanted["name"] != POLL or profile is None:
+        return [wanted]
+    names = dict.fromkeys([PRIMARY, *profile.polled])
+    return [
+        {**wanted, "name": POLL if name == PRIMARY else f"{POLL}-{name}", "parameters": {"pacs": name}, "pacs": name}
+        for name in names
+    ]
+
+
+def _forget(client: SyncPrefectClient, wanted: Collection[str]) -> None:
+    """Deployments of archives that are polled no longer go, with their schedules."""
+    for one in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[POLL]))):
+        if one.name.startswith(f"{POLL}-") and one.name not in wanted:
+            client.delete_deployment(one.id)
 
 
 def _limits(wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,14 +115,15 @@ def _limits(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schedules(wanted: Mapping[str, Any], profile: Profile | None) -> list[DeploymentScheduleCreate]:
-    """As prefect.yaml has them; of `poll`, one for each endpoint that the profile has polled, as often as it says."""
-    if wanted["name"] != POLL or profile is None:
+    """As prefect.yaml has them; of a `poll`, one where the profile has its endpoint polled, as often as it says."""
+    if "pacs" not in wanted or profile is None:
         return [_schedule(one) for one in wanted.get("schedules", ())]
     every = timedelta(seconds=int(profile.values.get("workflow.polling_interval_seconds", POLL_SECONDS)))
     active = profile.values.get("workflow.automated_polling", True) is True
     schedule = IntervalSchedule(interval=every)
     made = {"schedule": schedule, "active": active}
-    return [DeploymentScheduleCreate(**made, parameters={"pacs": name}, slug=name) for name in profile.polled]
+    names = [name for name in profile.polled if name == wanted["pacs"]]
+    return [DeploymentScheduleCreate(**made, parameters={"pacs": name}, slug=name) for name in names]
 
 
 def _schedule(wanted: Mapping[str, Any]) -> DeploymentScheduleCreate:
