@@ -126,7 +126,9 @@ class InstanceRow(Base):
     conflict: Mapped[bool] = mapped_column(default=False)
     analysed: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str] = mapped_column(String(128), default="")
+    opened_sha256: Mapped[str] = mapped_column(String(71), default="")
     referenced: Mapped[bool] = mapped_column(default=False)
+    referenced_sha256: Mapped[str] = mapped_column(String(71), default="")
 
 
 class LetterRow(Base):
@@ -242,7 +244,9 @@ class ExpectedInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceState:
-    """One instance of the study's present opening. name: the UID under the register's key; sha256: "" while not received."""
+    """One instance of the study's present opening. name: the UID under the register's key; sha256: as it was received, "" while
+    it was not; opened_sha256: of the file that was opened when it was analysed or left out; referenced_sha256: of the file that
+    the report was built on."""
 
     name: str
     sop_uid: str = field(repr=False)
@@ -254,7 +258,9 @@ class InstanceState:
     conflict: bool
     analysed: bool
     reason: str
+    opened_sha256: str
     referenced: bool
+    referenced_sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -11,6 +11,16 @@ from blocks.reading_rows import ExpectedInstance, InstanceRow, InstanceState, Ow
 from blocks.reading_shelf import Shelf, held, owed_studies, study_of
 from policies.polling import FoundStudy
 from rapha.errors import Refusal
+
+_NOT_RECEIVED: dict[str, Any] = {
+    "sha256": "",
+    "conflict": False,
+    "analysed": False,
+    "reason": "",
+    "opened_sha256": "",
+    "referenced": False,
+    "referenced_sha256": "",
+}
 
 
 class InstanceSets(Shelf):
@@ -29,9 +39,15 @@ class InstanceSets(Shelf):
                 setattr(found, phase, True)
 
     def received(self, lease: StudyLease, instances: Sequence[tuple[str, str]]) -> None:
-        """(SOP Instance UID, `sha256:…`) of what lies sealed on disk. Other content under one UID is kept as a conflict."""
+        """(SOP Instance UID, `sha256:…`) of all that one retrieval brought; one UID with two contents is kept as a conflict.
+
+        Takes the place of what an earlier retrieval brought, and ends what was said of that: the archive may have corrected an
+        instance under its UID meanwhile, and what was analysed before is then not what is here. `Refusal` digest-missing.
+        """
         with self._session() as session:
             row = held(session, lease)
+            mine = (InstanceRow.study == row.id, InstanceRow.opening == row.opening)
+            session.execute(update(InstanceRow).where(*mine).values(**_NOT_RECEIVED))
             for uid, sha256 in instances:
                 if not sha256:
                     raise Refusal(["digest-missing"], "what was received has a digest")
@@ -39,30 +55,32 @@ class InstanceSets(Shelf):
                 found.conflict = found.conflict or found.sha256 not in ("", sha256)
                 found.sha256 = found.sha256 or sha256
 
-    def analysed(self, lease: StudyLease, uids: Sequence[str]) -> None:
-        """What a model has read. `Refusal` instance-not-received."""
+    def analysed(self, lease: StudyLease, instances: Sequence[tuple[str, str]]) -> None:
+        """What a model has read: (SOP Instance UID, `sha256:…` of what was opened for it). `Refusal` instance-not-received."""
         with self._session() as session:
             row = held(session, lease)
-            for found in self._there(session, row, uids):
-                found.analysed, found.reason = True, ""
+            for found, (_, sha256) in zip(self._there(session, row, [uid for uid, _ in instances]), instances, strict=True):
+                found.analysed, found.reason, found.opened_sha256 = True, "", sha256
 
-    def not_applicable(self, lease: StudyLease, uid: str, reason: str) -> None:
-        """What no model reads, and the code of why. `Refusal` reason-missing, instance-not-received."""
+    def not_applicable(self, lease: StudyLease, uid: str, sha256: str, reason: str) -> None:
+        """What no model reads, `sha256:…` of what was opened, and the code of why. `Refusal` reason-missing,
+        instance-not-received."""
         if not reason.strip():
             raise Refusal(["reason-missing"], "an instance is not applicable for a reason")
         with self._session() as session:
             row = held(session, lease)
             for found in self._there(session, row, [uid]):
-                found.analysed, found.reason = False, reason[:128]
+                found.analysed, found.reason, found.opened_sha256 = False, reason[:128], sha256
 
-    def referenced(self, lease: StudyLease, uids: Sequence[str]) -> None:
-        """What the report refers to; takes the place of what an earlier one did. `Refusal` instance-not-received."""
+    def referenced(self, lease: StudyLease, instances: Sequence[tuple[str, str]]) -> None:
+        """What the report refers to: (SOP Instance UID, `sha256:…` of the file that it was built on); takes the place of what
+        an earlier one did. `Refusal` instance-not-received."""
         with self._session() as session:
             row = held(session, lease)
             mine = (InstanceRow.study == row.id, InstanceRow.opening == row.opening)
-            session.execute(update(InstanceRow).where(*mine).values(referenced=False))
-            for found in self._there(session, row, uids):
-                found.referenced = True
+            session.execute(update(InstanceRow).where(*mine).values(referenced=False, referenced_sha256=""))
+            for found, (_, sha256) in zip(self._there(session, row, [uid for uid, _ in instances]), instances, strict=True):
+                found.referenced, found.referenced_sha256 = True, sha256
 
     def own_series(self, study: StudyLease | int, series_uid: str) -> None:
         """A series that this node is about to write into the archive: polls will not take it for a change.
@@ -161,5 +179,7 @@ class InstanceSets(Shelf):
             conflict=one.conflict,
             analysed=one.analysed,
             reason=one.reason,
+            opened_sha256=one.opened_sha256,
             referenced=one.referenced,
+            referenced_sha256=one.referenced_sha256,
         )

@@ -81,6 +81,7 @@ class Course:
         """Built, checked by all three, registered as ours before the archive can list it."""
         self._enter("report")
         if not self._found().analysed:
+            self.register.referenced(self.lease, [])  # an earlier attempt, with other models, may have reported
             return
         with self._told("access", Act(person=self.clinic.person, action="C", studies=(self._about(),))) as told:
             built = self._built()
@@ -100,7 +101,8 @@ class Course:
         )
         if built.digests != list(checked) and (codes := self.study.check(built)):
             raise Refusal(sorted(codes), "the report does not pass its checks", gate="report")
-        self.register.referenced(self.lease, sorted(built.referenced))
+        opened = {one.sop_uid: one.facts.sha256 for one in self.opened}
+        self.register.referenced(self.lease, [(uid, opened.get(uid, "")) for uid in sorted(built.referenced)])
         for series in sorted({one.series_uid for one in built.objects}):
             self.register.own_series(self.lease, series)
         return built
@@ -215,11 +217,11 @@ class Course:
             raise Refusal(["instance-named-otherwise"], "an instance and the archive name it differently", gate="analyse")
 
     def _account(self, analysis: analysing.Analysis) -> None:
-        """Both sets into the register."""
-        order = sorted(self.kept)
-        self.register.analysed(self.lease, [order[index] for index in sorted(analysis.analysed)])
+        """Both sets into the register, each instance in the content in which it was opened."""
+        opened = {one.facts.index: (one.sop_uid, one.facts.sha256) for one in self.opened}
+        self.register.analysed(self.lease, [opened[index] for index in sorted(analysis.analysed)])
         for index, reason in analysis.left_out.items():
-            self.register.not_applicable(self.lease, order[index], reason)
+            self.register.not_applicable(self.lease, *opened[index], reason)
 
     def _keep(self) -> None:
         """Moves aside what a later attempt may need, and says in a sealed note what it is."""

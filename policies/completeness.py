@@ -4,8 +4,9 @@
     received = analysed + not applicable, each with a reason; referenced = analysed;
     the report is stored, and proven stored                                        (completeness)
 
-Sets are of pairs (SOP Instance UID under the register's key, SHA-256); the evidence holds their digests and the sizes of their
-differences, never a UID. A study is done only when the second verdict is in the ledger.
+The archive's lists are sets of names, SOP Instance UIDs under the register's key; from the arrival on sets are of pairs (name,
+SHA-256). The evidence holds their digests and the sizes of their differences, never a UID. A study is done only when the second
+verdict is in the ledger.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,9 +24,15 @@ def set_digest(names: Iterable[str]) -> str:
     return digest_of({"set": sorted(set(names))})
 
 
+def content_digest(contents: Mapping[str, str]) -> str:
+    """`sha256:…` of a set of pairs (name, SHA-256), whatever their order."""
+    return digest_of({"pairs": sorted([name, sha] for name, sha in contents.items())})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrivalEvidence(Evidence):
-    """before, after: digests of the archive's instance list around the retrieval; received: of the names that arrived.
+    """before, after: digests of the archive's instance list around the retrieval; received_set: of the names that arrived;
+    content_set: of the pairs (name, SHA-256) that arrived.
 
     Counts: listed by the archive after the retrieval, received, missing (listed and not received), extra (received and not
     listed), moved (listed only before or only after), conflicts (one UID with two contents), unsealed (received without a sealed
@@ -35,6 +42,7 @@ class ArrivalEvidence(Evidence):
     before: str
     after: str
     received_set: str
+    content_set: str
     listed: int
     received: int
     missing: int
@@ -53,6 +61,7 @@ def arrival_facts(
         "before": set_digest(was),
         "after": set_digest(listed),
         "received_set": set_digest(came),
+        "content_set": content_digest(received),
         "listed": len(listed),
         "received": len(came),
         "missing": len(listed - came),
@@ -106,12 +115,15 @@ ARRIVAL_GATE: Gate[ArrivalEvidence] = Gate(
 class CompletenessEvidence(Evidence):
     """The closing statement. Sets as digests, their sizes, and what is not accounted for.
 
-    unexplained: received and neither analysed nor not applicable with a reason; both: analysed and not applicable; strange:
-    analysed or not applicable and never received; unreferenced: analysed and not in the report; overreferenced: in the report
-    and not analysed; reanalysed: analysed with another content than was received. report: digest of the report's bytes;
-    validated: every check of a report ran and passed; proof: how the archive proved that it holds the report.
+    arrived_set: what the arrival gate cleared, received_set: what the register holds as received. unexplained: received and
+    neither analysed nor not applicable with a reason; both: analysed and not applicable; strange: analysed or not applicable and
+    never received; unreferenced: analysed and not in the report, overreferenced: in the report and not analysed, each in that
+    content; reanalysed: analysed or left out with another content than was received; conflicts: received in two contents.
+    report: digest of the report's bytes; validated: every check of a report ran and passed; proof: how the archive proved that
+    it holds the report.
     """
 
+    arrived_set: str
     received_set: str
     analysed_set: str
     referenced_set: str
@@ -125,6 +137,7 @@ class CompletenessEvidence(Evidence):
     unreferenced: int
     overreferenced: int
     reanalysed: int
+    conflicts: int
     reasonless: int
     report: str
     validated: bool
@@ -132,14 +145,23 @@ class CompletenessEvidence(Evidence):
 
 
 def completeness_facts(
-    received: Mapping[str, str], analysed: Mapping[str, str], not_applicable: Mapping[str, str], referenced: Iterable[str]
+    received: Mapping[str, str],
+    analysed: Mapping[str, str],
+    left_out: Mapping[str, tuple[str, str]],
+    referenced: Mapping[str, str],
+    conflicts: int = 0,
 ) -> dict[str, str | int]:
-    """The sets' part of `CompletenessEvidence`. `received` and `analysed` map names to SHA-256, `not_applicable` to reasons."""
-    came, read, left, named = set(received), set(analysed), set(not_applicable), set(referenced)
+    """The sets' part of `CompletenessEvidence`, but for what arrived.
+
+    received: name -> SHA-256 as it came; analysed: name -> SHA-256 of the file that was opened for it; left_out: the same of what
+    is not applicable, with the reason; referenced: name -> SHA-256 of the file that the report was built on.
+    """
+    came, read, left, named = set(received), set(analysed), set(left_out), set(referenced)
+    opened = [*analysed.items(), *((name, sha) for name, (sha, _) in left_out.items())]
     return {
-        "received_set": set_digest(came),
-        "analysed_set": set_digest(read),
-        "referenced_set": set_digest(named),
+        "received_set": content_digest(received),
+        "analysed_set": content_digest(analysed),
+        "referenced_set": content_digest(referenced),
         "received": len(came),
         "analysed": len(read),
         "not_applicable": len(left),
@@ -147,10 +169,11 @@ def completeness_facts(
         "unexplained": len(came - read - left),
         "both": len(read & left),
         "strange": len((read | left) - came),
-        "unreferenced": len(read - named),
-        "overreferenced": len(named - read),
-        "reanalysed": sum(received.get(name) != sha for name, sha in analysed.items()),
-        "reasonless": sum(not reason for reason in not_applicable.values()),
+        "unreferenced": len(analysed.items() - referenced.items()),
+        "overreferenced": len(referenced.items() - analysed.items()),
+        "reanalysed": sum(received.get(name) != sha for name, sha in opened),
+        "conflicts": conflicts,
+        "reasonless": sum(not reason for _, reason in left_out.values()),
     }
 
 
@@ -166,7 +189,7 @@ def nothing_twice(e: CompletenessEvidence) -> object:
 
 @check("completeness-content", "node", "An instance was analysed with other bytes than arrived.", "Replay from retrieve.")
 def same_content(e: CompletenessEvidence) -> object:
-    return e.reanalysed == 0
+    return e.reanalysed == 0 and e.conflicts == 0 and e.received_set == e.arrived_set
 
 
 @check("completeness-references", "node", "The report does not refer to exactly what was analysed.", "Replay from report.")

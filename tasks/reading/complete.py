@@ -4,24 +4,30 @@ from typing import Any
 
 from blocks.ledger import Position
 from blocks.reading import ReadingRegister, StudyLease
-from policies.completeness import COMPLETENESS_GATE, CompletenessEvidence, Proof, completeness_facts
-from policies.gate import Evidence
+from policies.completeness import COMPLETENESS_GATE, ArrivalEvidence, CompletenessEvidence, Proof, completeness_facts
 from tasks.attempt import Attempt
 from tasks.gate import Cleared, require
 
 
 def complete(
-    previous: Cleared[Evidence], lease: StudyLease, attempt: Attempt, register: ReadingRegister, *, report: str, proof: Proof
+    previous: Cleared[ArrivalEvidence],
+    lease: StudyLease,
+    attempt: Attempt,
+    register: ReadingRegister,
+    *,
+    report: str,
+    proof: Proof,
 ) -> Cleared[CompletenessEvidence]:
     """report: digest of the stored report, "" where nothing was analysed. Raises `Refusal` completeness-…."""
     states = [one for one in register.instances(lease.row) if one.after]
-    received = {one.name: one.sha256 for one in states if one.sha256}
     facts: dict[str, Any] = completeness_facts(
-        received,
-        {one.name: one.sha256 for one in states if one.analysed},
-        {one.name: one.reason for one in states if one.reason and not one.analysed},
-        [one.name for one in states if one.referenced],
+        {one.name: one.sha256 for one in states if one.sha256},
+        {one.name: one.opened_sha256 for one in states if one.analysed},
+        {one.name: (one.opened_sha256, one.reason) for one in states if one.reason and not one.analysed},
+        {one.name: one.referenced_sha256 for one in states if one.referenced},
+        sum(one.conflict for one in states),
     )
+    facts["arrived_set"] = previous.evidence.content_set
     evidence = CompletenessEvidence(
         **attempt.facts(previous.subject), **facts, report=report, validated=report != "", proof=proof
     )

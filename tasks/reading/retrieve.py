@@ -45,8 +45,10 @@ def retrieve(
     """
     before, level = _listed(lease, register, archive)
     register.expect(lease, _expected(before), "before")
-    kept, conflicts = _fetched(lease, attempt, archive, study, receiver, before, level)
-    register.received(lease, [(one.sop_uid, one.sha256) for one in kept.values()])
+    arrived = _fetched(lease, attempt, archive, study, receiver, before, level)
+    register.received(lease, [(one.sop_uid, one.sha256) for one in arrived])
+    kept = {one.sop_uid: Kept(one.sop_uid, one.path, one.sha256) for one in arrived if not one.conflict}
+    conflicts = len({(one.sop_uid, one.sha256) for one in arrived}) - len({one.sop_uid for one in arrived})
     cleared = _judged(lease, attempt, register, archive, {one.sop_uid for one in before}, kept, conflicts)
     return cleared, kept
 
@@ -83,7 +85,7 @@ def _judged(
     if missing := now - set(kept):
         raise PeerError("archive-incomplete", f"{len(missing)} of {len(now)} listed instances did not arrive", peer="pacs")
     names = {one.sop_uid: one.name for one in register.instances(lease.row)}
-    received = {names[uid]: one.sha256 for uid, one in kept.items() if uid in now}
+    received = {names[uid]: one.sha256 for uid, one in kept.items()}
     facts: Mapping[str, Any] = arrival_facts([names[uid] for uid in was], [names[uid] for uid in now], received, conflicts)
     return require(ARRIVAL_GATE, ArrivalEvidence(**attempt.facts(attempt.job), **facts), attempt)
 
@@ -108,16 +110,23 @@ def _fetched(
     receiver: Receiver | None,
     wanted: Sequence[Listed],
     level: Level,
-) -> tuple[dict[str, Kept], int]:
-    """(what arrived, how many of it came with two contents)."""
+) -> list[Arrived]:
+    """What arrived of what the archive lists."""
     if not wanted:
-        arrived = []
-    elif archive.method == "C-MOVE":
-        arrived = moved(lease.study_uid, attempt, archive, receiver, wanted, level)
-    else:
-        arrived = study.fetch(lease.pacs, lease.study_uid, wanted)
-    kept = {one.sop_uid: Kept(one.sop_uid, one.path, one.sha256) for one in arrived if not one.conflict}
-    return kept, sum(one.conflict for one in arrived)
+        return []
+    if archive.method == "C-MOVE":
+        return moved(lease.study_uid, attempt, archive, receiver, wanted, level)
+    return asked_for(study.fetch(lease.pacs, lease.study_uid, wanted), wanted, attempt)
+
+
+def asked_for(arrived: Sequence[Arrived], wanted: Sequence[Listed], attempt: Attempt) -> list[Arrived]:
+    """Those that the archive lists. It may send more, a whole series where it was asked for one instance: that is not read, and
+    how many they were is a ledger entry `movement`. Their sealed files go with the connection that brought them."""
+    names = {one.sop_uid for one in wanted}
+    found = [one for one in arrived if one.sop_uid in names]
+    if unlisted := len(arrived) - len(found):
+        attempt.record("movement", codes=["arrived-unlisted"], instances=unlisted)
+    return found
 
 
 def moved(
@@ -154,4 +163,4 @@ def moved(
         receiver.forgo(ticket)
         raise
     receiver.claim(ticket)
-    return [one for one in arrived if one.sop_uid in names]
+    return asked_for(arrived, wanted, attempt)

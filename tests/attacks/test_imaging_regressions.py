@@ -114,8 +114,8 @@ def leased(register: ReadingRegister, attempt: Attempt) -> tuple[StudyLease, Cle
     for phase in ("before", "after"):
         register.expect(lease, [instance], phase)  # type: ignore[arg-type]
     register.received(lease, [("1.2.3", digest(b"image"))])
-    register.analysed(lease, ["1.2.3"])
-    register.referenced(lease, ["1.2.3"])
+    register.analysed(lease, [("1.2.3", digest(b"image"))])
+    register.referenced(lease, [("1.2.3", digest(b"image"))])
     (one,) = register.instances(lease.row)
     facts: dict[str, Any] = arrival_facts([one.name], [one.name], {one.name: one.sha256}, 0)
     return lease, require(ARRIVAL_GATE, ArrivalEvidence(**attempt.facts(attempt.job), **facts), attempt)

@@ -329,17 +329,21 @@ def test_the_sets_of_instances(register):
     register.expect(lease, listed[:2], "before")
     register.expect(lease, listed, "after")
     register.received(lease, [(one.sop_uid, f"sha256:{n}") for n, one in enumerate(listed)])
-    register.analysed(lease, ["1.5.0", "1.5.1"])
-    register.not_applicable(lease, "1.5.2", "sop-class-not-read")
-    register.referenced(lease, ["1.5.0", "1.5.1"])
+    read = [("1.5.0", "sha256:0"), ("1.5.1", "sha256:1")]
+    register.analysed(lease, read)
+    register.not_applicable(lease, "1.5.2", "sha256:2", "sop-class-not-read")
+    register.referenced(lease, read)
     states = {one.sop_uid: one for one in register.instances(lease.row)}
     assert {uid for uid, one in states.items() if one.before} == {"1.5.0", "1.5.1"}
     assert all(one.after and one.series_uid == "1.5" and one.sop_class == "1.2.3" for one in states.values())
     assert {uid for uid, one in states.items() if one.analysed and one.referenced} == {"1.5.0", "1.5.1"}
     assert states["1.5.2"].reason == "sop-class-not-read" and states["1.5.1"].sha256 == "sha256:1"
+    assert [one.opened_sha256 for one in register.instances(lease.row)] == [one.sha256 for one in states.values()]
+    assert {uid: one.referenced_sha256 for uid, one in states.items()} == dict([*read, ("1.5.2", "")])
     register.expect(lease, listed[:1], "before")
     assert sum(one.before for one in register.instances(lease.row)) == 1
-    for write in (lambda: register.analysed(lease, ["1.6"]), lambda: register.referenced(lease, ["1.6"])):
+    other = [("1.6", "sha256:0")]
+    for write in (lambda: register.analysed(lease, other), lambda: register.referenced(lease, other)):
         with pytest.raises(Refusal) as error:
             write()
         assert codes(error) == ["instance-not-received"]
@@ -348,12 +352,24 @@ def test_the_sets_of_instances(register):
 
 def test_other_content_under_one_uid_is_a_conflict_until_it_is_fetched_anew(register):
     lease = leased(register)
-    for sha256 in ("sha256:a", "sha256:a", "sha256:b"):
-        register.received(lease, [(SOP, sha256)])
+    register.received(lease, [(SOP, "sha256:a"), (SOP, "sha256:a"), (SOP, "sha256:b")])
     assert [(one.sha256, one.conflict) for one in register.instances(lease.row)] == [("sha256:a", True)]
     register.fail(lease, ["content-conflict"], 101)
     register.replay(register.dead_letters()[0].id, 102)
     assert [(one.sha256, one.conflict) for one in register.instances(lease.row)] == [("", False)]
+
+
+def test_what_a_later_retrieval_brings_takes_the_place_of_what_an_earlier_one_did(register):
+    lease = leased(register)
+    register.received(lease, [("1.5.0", "sha256:a"), ("1.5.1", "sha256:b")])
+    register.analysed(lease, [("1.5.0", "sha256:a")])
+    register.not_applicable(lease, "1.5.1", "sha256:b", "modality")
+    register.referenced(lease, [("1.5.0", "sha256:a")])
+    register.received(lease, [("1.5.0", "sha256:c")])
+    states = register.instances(lease.row)
+    assert {one.sop_uid: (one.sha256, one.conflict) for one in states} == {"1.5.0": ("sha256:c", False), "1.5.1": ("", False)}
+    said = [(one.analysed, one.reason, one.opened_sha256, one.referenced, one.referenced_sha256) for one in states]
+    assert set(said) == {(False, "", "", False, "")}
 
 
 def test_notices_are_written_with_the_end_or_not_at_all(register):

@@ -14,6 +14,7 @@ from policies.completeness import (
     CompletenessEvidence,
     arrival_facts,
     completeness_facts,
+    content_digest,
 )
 from policies.required import REQUIRED_CHECKS
 
@@ -21,15 +22,22 @@ D = [f"sha256:{i:064x}" for i in range(9)]
 FACTS: dict[str, Any] = {"job": D[0], "attempt": 1, "nonce": "ab" * 32, "at": 1, "previous": D[1], "mode": "development"}
 RECEIVED = {"a": D[2], "b": D[3], "c": D[4]}
 ARRIVED = ArrivalEvidence(**FACTS, **arrival_facts(RECEIVED, RECEIVED, RECEIVED, 0))
+READ = {"a": D[2], "b": D[3]}
 COMPLETE = CompletenessEvidence(
     **FACTS,
-    **completeness_facts(RECEIVED, {"a": D[2], "b": D[3]}, {"c": "modality"}, ["a", "b"]),
+    **completeness_facts(RECEIVED, READ, {"c": (D[4], "modality")}, READ),
+    arrived_set=content_digest(RECEIVED),
     report=D[5],
     validated=True,
     proof="commitment",
 )
 EMPTY = CompletenessEvidence(
-    **FACTS, **completeness_facts(RECEIVED, {}, dict.fromkeys(RECEIVED, "modality"), []), report="", validated=False, proof=""
+    **FACTS,
+    **completeness_facts(RECEIVED, {}, {name: (sha, "modality") for name, sha in RECEIVED.items()}, {}),
+    arrived_set=content_digest(RECEIVED),
+    report="",
+    validated=False,
+    proof="",
 )
 
 
@@ -64,7 +72,11 @@ def test_what_did_not_arrive_refuses(code: str) -> None:
 BROKEN: dict[str, list[CompletenessEvidence]] = {
     "completeness-unexplained": [replace(COMPLETE, unexplained=1), replace(COMPLETE, reasonless=1)],
     "completeness-overlap": [replace(COMPLETE, both=1), replace(COMPLETE, strange=1), replace(COMPLETE, analysed=1)],
-    "completeness-content": [replace(COMPLETE, reanalysed=1)],
+    "completeness-content": [
+        replace(COMPLETE, reanalysed=1),
+        replace(COMPLETE, conflicts=1),
+        replace(COMPLETE, arrived_set=content_digest({**RECEIVED, "c": D[8]})),
+    ],
     "completeness-references": [
         replace(COMPLETE, unreferenced=1),
         replace(COMPLETE, overreferenced=1),
@@ -81,16 +93,30 @@ def test_what_is_not_accounted_for_refuses(code: str, evidence: CompletenessEvid
 
 
 NAMES = st.sets(st.sampled_from("abcdef"))
+CONTENTS = st.dictionaries(st.sampled_from("abc"), st.sampled_from(D[2:4]))
 
 
-@given(NAMES, NAMES, NAMES, NAMES)
-def test_only_the_equation_clears(came: set[str], read: set[str], left: set[str], named: set[str]) -> None:
-    received = {name: D[2] for name in came}
-    facts = completeness_facts(received, dict.fromkeys(read, D[2]), dict.fromkeys(left, "modality"), named)
+@st.composite
+def accounts(draw: st.DrawFn) -> list[dict[str, str]]:
+    """arrived, received, analysed, left out, referenced, each name -> content: the equation holds, but for what is drawn anew."""
+    came = draw(CONTENTS)
+    read = {name: sha for name, sha in came.items() if draw(st.booleans())}
+    whole = [came, came, read, {name: sha for name, sha in came.items() if name not in read}, read]
+    return [draw(CONTENTS) if draw(st.integers(0, 7)) == 0 else one for one in whole]
+
+
+@given(accounts(), st.integers(0, 4).map(lambda n: n == 4))
+def test_only_the_equation_clears(sets: list[dict[str, str]], conflict: bool) -> None:
+    arrived, came, read, left, named = sets
+    facts = completeness_facts(came, read, {name: (sha, "modality") for name, sha in left.items()}, named, int(conflict))
+    facts["arrived_set"] = content_digest(arrived)
     whole: dict[str, Any] = {"report": D[5], "validated": True, "proof": "read-back"}
     none: dict[str, Any] = {"report": "", "validated": False, "proof": ""}
     cleared = COMPLETENESS_GATE.judge(CompletenessEvidence(**FACTS, **facts, **(whole if read else none))).codes == ()
-    assert cleared is (bool(came) and came == read | left and not read & left and named == read)
+    pairs = [set(one.items()) for one in sets]
+    apart = not set(read) & set(left)
+    equal = pairs[0] == pairs[1] == pairs[2] | pairs[3] and pairs[4] == pairs[2]
+    assert cleared is (bool(came) and apart and equal and not conflict)
 
 
 @given(NAMES, NAMES, NAMES)

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "r0004_polls"
+revision = "r0004"
 down_revision: str | None = "r0003"
 
 
