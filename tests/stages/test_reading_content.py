@@ -58,9 +58,9 @@ class Desk:
         self.ledger = Ledger.create(folder / "ledger", Ed25519PrivateKey.generate(), "test")
         self.folder, self.number = folder, 0
 
-    def begin(self) -> tuple[StudyLease, Attempt]:
+    def begin(self, uid: str = "") -> tuple[StudyLease, Attempt]:
         self.number += 1
-        study = FoundStudy(study_uid=f"{STUDY}.{self.number}", series=(FoundSeries(series_uid=SERIES, instances=1),))
+        study = FoundStudy(study_uid=uid or f"{STUDY}.{self.number}", series=(FoundSeries(series_uid=SERIES, instances=1),))
         row = self.register.found("primary", study, 100).row
         lease = self.register.claim("w", 100, 10**9, row=row)
         assert lease is not None
