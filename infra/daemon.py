@@ -4,6 +4,7 @@ A handler is a `Session`: made when a client connects, `closed()` when the conne
 """
 
 import os
+import resource
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ from blocks.channel import receive, send
 from rapha.errors import ConfigurationError, PeerError, Refusal
 
 Answer = dict[str, Any]
+MOST_FILES = 65_536
 
 
 class Session(Protocol):
@@ -22,6 +24,14 @@ class Session(Protocol):
 
     def closed(self) -> None:
         """The client is gone: let go of everything held for it."""
+
+
+def many_files() -> None:
+    """Raises the soft limit of open files to the hard one, MOST_FILES at most: a slide holds one for each of its instances."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def serve(path: Path, session: Callable[[], Session], *, ready: Callable[[], None] | None = None) -> None:
@@ -77,6 +87,8 @@ def _answer(session: Session, message: dict[str, Any], fds: list[int]) -> Answer
         return {"ok": False, "codes": list(refusal.codes), "kind": "refusal"}
     except PeerError as error:
         return {"ok": False, "codes": list(error.codes), "kind": "peer"}
+    except MemoryError:  # it may go better later
+        return {"ok": False, "codes": ["process-no-memory"], "kind": "peer"}
     except Exception as error:  # the process's boundary: a bug answers with its type alone and the process lives on
         return {"ok": False, "codes": [f"bug-{type(error).__name__.lower()}"], "kind": "bug"}
 

@@ -91,6 +91,8 @@ def pixels(stream: SealedReader | BinaryIO, image: Image, frame: int | None) -> 
         raise Refusal(["record-too-large"], "an array of this size is handed over by frames")
     try:
         array = unmasked(pixel_array(cast(BinaryIO, stream), index=frame, correct_unused_bits=False), image)
+    except MemoryError:
+        raise  # this process's, and no fault of a record: its size is bounded above
     except PARSER_ERRORS:
         raise malformed() from None
     plane = (image.rows, image.columns, *((image.samples,) if image.samples > 1 else ()))

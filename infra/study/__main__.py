@@ -15,7 +15,7 @@ from blocks.archive import Archive
 from blocks.instances import sweep_finished, sweep_unfinished
 from blocks.models import load_models
 from blocks.validators import check
-from infra.daemon import serve
+from infra.daemon import many_files, serve
 from infra.reader.hardening import harden
 from infra.study.opened import Opener
 from infra.study.session import Archives, StudySession
@@ -26,6 +26,7 @@ from rapha.errors import ConfigurationError, Refusal
 def main() -> int:
     arguments = _arguments()
     harden("study")
+    many_files()
     try:
         folders = [*arguments.sealed, *([arguments.store] if arguments.store else [])]
         opener = Opener(private_key(arguments.key_file), folders)

@@ -1,7 +1,8 @@
 """Decodes compressed frames, in a process that holds nothing: `python codec.py DESCRIPTOR`, inside bubblewrap.
 
     request   length u32 · a file of PS3.10 with one frame
-    reply     status u8 (0: decoded) · dtype 3 bytes · dimensions u8 · shape 4 × u32 · the array's bytes, C-ordered, little-endian
+    reply     status u8 (0: decoded, 1: broken, 2: no memory) · dtype 3 bytes · dimensions u8 · shape 4 × u32 · the array's bytes,
+              C-ordered, little-endian
 
 What a decoder's fault could take over here has no network, no key, no name and no file of the hospital's. It is copied in alone:
 pydicom, its decoders and numpy are all that it imports.
@@ -19,8 +20,9 @@ from pydicom.pixels.utils import pixel_array
 
 HEAD = struct.Struct(">B3sB4I")
 MAX_FRAME = 512 << 20
+BROKEN, NO_MEMORY = 1, 2
 # What decoders raise at foreign bytes. Anything else ends the process, which answers the same question.
-FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError, MemoryError, struct.error)
+FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError, struct.error)
 
 
 def main() -> None:
@@ -42,8 +44,10 @@ def _answer(raw: bytes) -> list[bytes]:
         kind = array.dtype.newbyteorder("<").str.encode()
         shape = (*array.shape, 0, 0, 0, 0)[:4]
         return [HEAD.pack(0, kind, array.ndim, *shape), array.astype(kind.decode()).tobytes()]
+    except MemoryError:
+        return [HEAD.pack(NO_MEMORY, b"   ", 0, 0, 0, 0, 0)]
     except FAULTS:
-        return [HEAD.pack(1, b"   ", 0, 0, 0, 0, 0)]
+        return [HEAD.pack(BROKEN, b"   ", 0, 0, 0, 0, 0)]
 
 
 def _exactly(line: socket.socket, count: int) -> bytes | None:

@@ -3,6 +3,11 @@
 One process of `infra.study.codec` for a study, started with its first compressed frame, in bubblewrap without network, without
 the host's files but the interpreter's, and with the sandbox's own list of system calls. It gets a frame and the few numbers that
 a decoder needs, and is ended with the study, after a failure, and after FRAME_SECONDS without an answer.
+
+A frame whose decoder died, fell silent or had no memory is put before a fresh one, and then the study fails as a peer does: it is
+tried again later, and after the register's tries it is a dead letter. So also for a file that ends every decoder: who was killed
+for want of memory looks the same from here, and an image that is left out of a study without a person's word would be the worse
+mistake. Only what a living decoder calls broken is "undecodable".
 """
 
 import io
@@ -23,7 +28,7 @@ from pydicom.uid import UID
 
 from infra.launcher.bare import bare
 from infra.launcher.syscalls import filter_file
-from infra.study.codec import HEAD, MAX_FRAME
+from infra.study.codec import HEAD, MAX_FRAME, NO_MEMORY
 from rapha.errors import PeerError, Refusal
 from rapha.protocol import carries
 
@@ -72,16 +77,21 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
 
     def decode(self, form: Form, frame: bytes) -> np.ndarray[Any, Any]:
-        """The frame's values; colours as RGB. Raises `Refusal` record-malformed; `PeerError` study-no-decoder: none starts."""
+        """The frame's values; colours as RGB. Raises `Refusal` record-malformed; `PeerError` study-no-decoder: none starts,
+        study-decoder-failed: two gave no answer."""
         raw = form.file(frame)
         with self._lock:
-            line = self._line or self._start()
-            try:
-                line.sendall(len(raw).to_bytes(4, "big") + raw)
-                return _array(line)
-            except (OSError, EOFError, ValueError, TypeError):
-                self._end()  # it crashed, hangs, or speaks nonsense: the next frame meets a new one
-                raise Refusal(["record-malformed"], "a compressed frame cannot be decoded") from None
+            for _ in range(2):
+                line = self._line or self._start()
+                try:
+                    line.sendall(len(raw).to_bytes(4, "big") + raw)
+                    return _array(line)
+                except (ValueError, TypeError):
+                    self._end()  # it speaks nonsense: the next frame meets a new one
+                    raise Refusal(["record-malformed"], "a compressed frame cannot be decoded") from None
+                except (OSError, EOFError, MemoryError):
+                    self._end()
+        raise PeerError("study-decoder-failed", "two decoding processes ended over a frame, or gave no answer", peer="study")
 
     def close(self) -> None:
         with self._lock:
@@ -116,6 +126,8 @@ class Decoder:
 
 def _array(line: socket.socket) -> np.ndarray[Any, Any]:
     status, kind, dimensions, *shape = HEAD.unpack(_exactly(line, HEAD.size))
+    if status == NO_MEMORY:
+        raise MemoryError
     if status != 0:
         raise Refusal(["record-malformed"], "a compressed frame cannot be decoded")
     dtype = np.dtype(kind.decode("ascii"))

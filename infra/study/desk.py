@@ -46,6 +46,7 @@ class Desk:
         self._frames: dict[int, set[int]] = {}
         self._failed: set[int] = set()
         self._handed, self._lock = 0, threading.Lock()
+        self._broken: PeerError | None = None
         self._lines: list[tuple[socket.socket, threading.Thread]] = []
 
     def serve(self, sockets: list[socket.socket]) -> int:
@@ -64,13 +65,18 @@ class Desk:
         self._lines = []
 
     def counts(self) -> dict[str, int]:
-        """handed: replies with pixels; unique: instances among them; total: instances attached; malformed: not decoded."""
+        """handed: replies with pixels; unique: instances among them; total: instances attached; malformed: not decoded.
+
+        Raises the `PeerError` over which a line ended: what this node could not read, the model did not refuse to.
+        """
+        self._whole()
         with self._lock:
             total, malformed = len(self._indexes), len(self._failed)
             return {"handed": self._handed, "unique": len(self._frames), "total": total, "malformed": malformed}
 
     def handed(self) -> list[list[int]]:
-        """[index, different frames handed over, 1 if any of it did not decode] of each attached instance."""
+        """[index, different frames handed over, 1 if any of it did not decode] of each attached instance. Raises as `counts`."""
+        self._whole()
         with self._lock:
             return [[index, len(self._frames.get(index, ())), int(index in self._failed)] for index in self._indexes]
 
@@ -78,9 +84,23 @@ class Desk:
         with sock:
             try:
                 while (request := receive_request(sock)) is not None:
-                    send_reply(sock, self._reply(request))
+                    send_reply(sock, self._answered(request))
             except (PeerError, OSError, MemoryError):
-                return  # the sandbox hung up, or speaks another protocol: this line is over
+                return  # the sandbox hung up, speaks another protocol, or this node failed: this line is over
+
+    def _answered(self, request: Request) -> Reply:
+        """The reply; a failure of this node's is kept for whoever asks what was handed over."""
+        try:
+            return self._reply(request)
+        except PeerError as error:
+            self._broken = error
+        except (OSError, MemoryError):
+            self._broken = PeerError("study-no-memory", "the study reader lacks memory or descriptors", peer="study")
+        raise self._broken
+
+    def _whole(self) -> None:
+        if self._broken is not None:
+            raise PeerError(self._broken.codes[0], self._broken.message, peer="study")
 
     def _reply(self, request: Request) -> Reply:
         if request.op == DESCRIBE:

@@ -43,7 +43,9 @@ _WANTED: list[Any] = sorted(
         0x7FE00002,
     }
 )
-_UNREADABLE: tuple[type[Exception], ...] = (*PARSER_ERRORS, Refusal)
+# What parsers and decoders raise at foreign bytes. A lack of memory is this node's, and no fault of an image.
+FOREIGN: tuple[type[Exception], ...] = tuple(kind for kind in PARSER_ERRORS if kind is not MemoryError)
+_UNREADABLE: tuple[type[Exception], ...] = (*FOREIGN, Refusal)
 
 
 class Stream(Protocol):
@@ -97,7 +99,7 @@ def read_header(stream: Stream, key: bytes, meta: FileMeta) -> Header:
     try:
         dataset = dcmread(cast(BinaryIO, stream), stop_before_pixels=True, specific_tags=_WANTED)
         return _header(dataset, key, stream.tell())
-    except PARSER_ERRORS:
+    except FOREIGN:
         raise Refusal(["record-malformed"], "an instance has no header that can be read") from None
     finally:
         stream.budget = None
@@ -135,7 +137,7 @@ def _native(stream: Stream, header: Header, image: Image, frame: int | None) -> 
 
 
 def encoded_frame(stream: Stream, header: Header, frames: int, frame: int) -> bytes:
-    """The bytes of one compressed frame (PS3.5 annex A.4). Raises one of PARSER_ERRORS, or `Refusal` record-too-large."""
+    """The bytes of one compressed frame (PS3.5 annex A.4). Raises one of FOREIGN, MemoryError, or `Refusal` record-too-large."""
     stream.seek(header.pixels_at)
     head = stream.read(12)  # tag, VR, two reserved bytes, length: compressed data are always Explicit VR Little Endian
     if len(head) != 12 or head[:4] != b"\xe0\x7f\x10\x00" or head[8:] != b"\xff\xff\xff\xff":
@@ -162,7 +164,7 @@ def _decoded(stream: Stream, header: Header, image: Image, decoder: Decoder, fra
         raise Refusal(["record-too-large"], "an array of this size is handed over in regions")
     try:
         encoded = encoded_frame(stream, header, image.frames, frame)
-    except PARSER_ERRORS:
+    except FOREIGN:
         raise malformed() from None
     array = unmasked(decoder.decode(header.form, encoded), image)
     if array.shape != (image.rows, image.columns, *((image.samples,) if image.samples > 1 else ())):

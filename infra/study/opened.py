@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from blocks.instances import SealedReader
 from blocks.part10 import MAX_META, FileMeta, read_meta
-from infra.reader.decode import PARSER_ERRORS, crop
+from infra.reader.decode import crop
 from infra.study.decoder import Decoder
 from infra.study.images import Header, facts_of, read_frame, read_header, session_key
 from infra.study.slides import Slide
@@ -20,7 +20,6 @@ from policies.applicability import SLIDE, InstanceFacts
 from rapha.errors import PeerError, Refusal
 
 _CHUNK = 1 << 20
-_UNREADABLE: tuple[type[Exception], ...] = (Refusal, *PARSER_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +37,13 @@ class ClearFile(SealedReader):
     budget: int | None = None
 
     def read(self, size: int | None = -1) -> bytes:
-        found = super().read(
-            size if self.budget is None else min(self.budget + 1, self.size if size is None or size < 0 else size)
-        )
+        """As `SealedReader`. Raises `PeerError` study-file-unreadable: a disk that fails is no image that cannot be decoded."""
+        try:
+            found = super().read(
+                size if self.budget is None else min(self.budget + 1, self.size if size is None or size < 0 else size)
+            )
+        except OSError:
+            raise _unreadable() from None
         if self.budget is not None:
             self.budget -= len(found)
             if self.budget < 0:
@@ -64,14 +67,16 @@ class Opener:
         return Opened(self)
 
     def open(self, path: str) -> ClearFile:
-        """Raises `Refusal` study-path-outside, study-file-missing, sealed-…"""
+        """Raises `Refusal` study-path-outside, study-file-missing, sealed-…; `PeerError` study-file-unreadable."""
         real = Path(path).resolve()
         if not any(real.is_relative_to(folder) for folder in self._folders):
             raise Refusal(["study-path-outside"], "a sealed file lies outside the folders of this process")
         try:
             return ClearFile(real, self._private)
+        except FileNotFoundError:
+            raise Refusal(["study-file-missing"], "a sealed file is not there") from None
         except OSError:
-            raise Refusal(["study-file-missing"], "a sealed file is not there or cannot be read") from None
+            raise _unreadable() from None
 
 
 class Opened:
@@ -164,9 +169,12 @@ class Opened:
     def _pair(self, members: list[int]) -> None:
         names = {self._headers[index].sop_uid: index for index in members}
         forms = {index: self._headers[index].form for index in members}
+        streams = self._streams(members)
         try:
-            slide = Slide({index: self._opener.open(self._paths[index]) for index in members}, names, forms, self._decoder)
-        except _UNREADABLE:
+            slide = Slide(streams, names, forms, self._decoder)
+        except Refusal as refusal:
+            if refusal.codes != ("slide-unreadable",):
+                raise  # a sealed file that was changed is none that cannot be read
             for index in members:
                 self._facts[index] = replace(self._facts[index], fault="slide-unreadable")
             return
@@ -178,6 +186,18 @@ class Opened:
                 self._facts[index] = replace(self._facts[index], base=base, levels=levels)
         for index in set(members) - set(self._slides):
             self._facts[index] = replace(self._facts[index], fault="slide-unreadable")
+
+    def _streams(self, members: list[int]) -> dict[int, ClearFile]:
+        """Each member's clear file, or none of them: what is opened is closed where one does not open."""
+        found: dict[int, ClearFile] = {}
+        try:
+            for index in members:
+                found[index] = self._opener.open(self._paths[index])
+        except BaseException:
+            for one in found.values():
+                one.close()
+            raise
+        return found
 
     def _close_slides(self) -> None:
         for slide in {id(slide): slide for slide, _ in self._slides.values()}.values():
@@ -200,15 +220,23 @@ def content_of(stream: ClearFile) -> tuple[str, FileMeta]:
     Raises `Refusal` record-malformed.
     """
     head = bytearray()
-    try:
-        while (meta := read_meta(bytes(head))) is None:
-            block = stream.read(4096 if not head else _CHUNK)
-            if not block or len(head) > MAX_META + _CHUNK:
-                raise Refusal(["record-malformed"], "a sealed file is no DICOM file")
-            head += block
-    except PeerError:
-        raise Refusal(["record-malformed"], "a sealed file is no DICOM file") from None
+    while (meta := _meta(head)) is None:
+        block = stream.read(4096 if not head else _CHUNK)
+        if not block or len(head) > MAX_META + _CHUNK:
+            raise Refusal(["record-malformed"], "a sealed file is no DICOM file")
+        head += block
     total = hashlib.sha256(memoryview(head)[meta.length :])
     while block := stream.read(_CHUNK):
         total.update(block)
     return "sha256:" + total.hexdigest(), meta
+
+
+def _meta(head: bytearray) -> FileMeta | None:
+    try:
+        return read_meta(bytes(head))
+    except PeerError:
+        raise Refusal(["record-malformed"], "a sealed file is no DICOM file") from None
+
+
+def _unreadable() -> PeerError:
+    return PeerError("study-file-unreadable", "a sealed file is there and cannot be read now", peer="study")

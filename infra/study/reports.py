@@ -11,6 +11,7 @@ from pydicom.filereader import dcmread
 
 from blocks.instances import SealedInstance, SealedWriter
 from infra.reader.decode import MAX_HEADER, PARSER_ERRORS
+from infra.study.images import FOREIGN
 from infra.study.opened import Opened
 from rapha.errors import PeerError, Refusal
 
@@ -20,7 +21,7 @@ EVIDENCE = ("CurrentRequestedProcedureEvidenceSequence", "PertinentOtherEvidence
 def headers(opened: Opened, indexes: Sequence[int]) -> list[Dataset]:
     """The clear headers of these instances, without their pixels.
 
-    Raises `Refusal` record-malformed, sealed-…, study-file-missing.
+    Raises `Refusal` record-malformed, sealed-…, study-file-missing; `PeerError` study-file-unreadable.
     """
     found: list[Dataset] = []
     for index in indexes:
@@ -28,7 +29,7 @@ def headers(opened: Opened, indexes: Sequence[int]) -> list[Dataset]:
             stream.budget = MAX_HEADER
             try:
                 found.append(dcmread(cast(BinaryIO, stream), stop_before_pixels=True))
-            except PARSER_ERRORS:
+            except FOREIGN:
                 raise Refusal(["record-malformed"], "an instance's header cannot be read whole") from None
     return found
 

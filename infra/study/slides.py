@@ -12,16 +12,15 @@ from wsidicom import errors as wsi_errors
 from wsidicom.file.io.wsidicom_io import WsiDicomReadIO
 from wsidicom.file.wsidicom_file_source import WsiDicomFileSource
 
-from infra.reader.decode import PARSER_ERRORS
 from infra.study.decoder import Decoder, Form
-from infra.study.images import NATIVE, Stream
+from infra.study.images import FOREIGN, NATIVE, Stream
 from rapha.errors import Refusal
 
 MAX_REGION = 64 << 20  # bytes of one region
 _WSI_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in vars(wsi_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
-ERRORS: tuple[type[Exception], ...] = (*PARSER_ERRORS, *_WSI_ERRORS)
+ERRORS: tuple[type[Exception], ...] = (*FOREIGN, *_WSI_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,9 @@ class Slide:
         except ERRORS:
             self.close()
             raise Refusal(["slide-unreadable"], "the levels of a slide do not make a pyramid") from None
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray[Any, Any] | None:
         """[height, width, 3] of a level, or None when the region is not inside it.

@@ -157,7 +157,9 @@ def test_a_file_that_goes_while_it_is_read_is_not_called_undecodable(hospital: H
         with loading(reader, [0]) as loader, pytest.raises(PeerError) as error:
             loader.read(0)
         assert error.value.codes == ("loader-gone",)
-        assert reader.detach()[0].failed is False
+        with pytest.raises(PeerError) as gone:
+            reader.detach()
+        assert gone.value.codes == ("study-file-missing",), "the model did not refuse to read it: the run failed"
 
 
 def test_what_has_no_pixels_or_an_unknown_syntax_has_a_fault(hospital: Hospital) -> None:
