@@ -16,6 +16,7 @@ from infra.receiver.journal import Journal
 from rapha.errors import PeerError, Refusal
 
 IDS_AT_ONCE = 64  # message ids that one line of the journal reserves
+CLAIMED_AT_ONCE = 4000  # instances that one line names: it stays below what the strict reader takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,22 +170,28 @@ class Store:
         with self._lock:
             if self._ticket(ticket).recipient is not None:
                 raise Refusal(["receiver-request-odd"], "what is sealed to a ticket's own key ends with the ticket")
-            files = [self._given_up(one) for one in self.arrived(ticket)]
+            files = self._given_up(self.arrived(ticket))
             self._tickets.pop(ticket, None)
             return files
 
     def drop(self, files: Collection[str]) -> int:
         """Removes what came and nobody waits for; how many. What an open ticket waits for by now stays. Raises `OSError`."""
         with self._lock:
-            gone = [self._given_up(one) for one in self.unclaimed() if one.file in files]
+            gone = self._given_up([one for one in self.unclaimed() if one.file in files])
             for path in gone:
                 path.unlink(missing_ok=True)
             return len(gone)
 
-    def _given_up(self, one: Arrival) -> Path:
-        self.journal.append(what="claimed", sop_instance=one.sop_instance, file=one.file)
-        self._forget(one.sop_instance, one.file)
-        return self.folder / one.file
+    def _given_up(self, several: Sequence[Arrival]) -> list[Path]:
+        """They are not the receiver's any more: their files. The disk is waited for once however many they are, for every C-STORE
+        waits meanwhile. Where the journal cannot be written they stay what they were: raises `OSError`."""
+        names = [[one.sop_instance, one.file] for one in several]
+        pages = [names[at : at + CLAIMED_AT_ONCE] for at in range(0, len(names), CLAIMED_AT_ONCE)]
+        if pages:
+            self.journal.append_all([{"what": "given-up", "instances": page} for page in pages])
+        for sop_instance, file in names:
+            self._forget(sop_instance, file)
+        return [self.folder / file for _, file in names]
 
     def close_ticket(self, ticket: str) -> None:
         """Nobody waits any more. What is sealed to its own key is removed; anything else stays, unclaimed."""
@@ -247,8 +254,11 @@ class Store:
             one = Arrival(**fields)
             if (self.folder / one.file).exists():
                 self._arrivals.setdefault(one.sop_instance, []).append(one)
-        elif entry["what"] == "claimed":
+        elif entry["what"] == "claimed":  # as an earlier release wrote it
             self._forget(fields["sop_instance"], fields["file"])
+        elif entry["what"] == "given-up":
+            for sop_instance, file in fields["instances"]:
+                self._forget(sop_instance, file)
         elif entry["what"] == "ids":
             self._last_id = fields["last"]
         elif entry["what"] == "own":
