@@ -48,11 +48,14 @@ class KeptFiles:
         return places
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The note's document with its `files`; None where there is no such note. Raises `PeerError(register-tampered)`."""
+        """The note's document with its `files`; None where there is no such note. Raises `PeerError` register-tampered,
+        kept-unreadable: a note that cannot be read now is not one that is gone."""
         try:
             sealed = self._note(name).read_bytes()
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError:
+            raise _unreadable() from None
         document: dict[str, Any] = json.loads(self._columns.open(sealed, "kept", name))
         return document
 
@@ -60,23 +63,23 @@ class KeptFiles:
         """Files kept aside in these stores that no note names: whoever kept them is gone, and their note with it.
 
         Files are listed before notes, and a note is written before its files are moved: what somebody keeps meanwhile is not
-        among them. Raises `PeerError(register-tampered)` where a note does not open, for any file might be its.
+        among them. Raises `PeerError` register-tampered, kept-unreadable where a note does not open, for any file might be its.
         """
         lying = [path for store in stores for path in (store / KEPT).glob("*") if path.is_file()]
         named = {file for name in self.names() for file in (self.read(name) or {"files": []})["files"]} if lying else set()
         return [path for path in lying if str(path) not in named]
 
     def names(self) -> list[str]:
-        """Every note there is."""
-        return sorted(path.stem for path in self._folder.glob(f"*{NOTE}") if _NAME.fullmatch(path.stem))
+        """Every note there is. Raises `PeerError(kept-unreadable)`."""
+        return sorted(name for name in self._listed(NOTE) if _NAME.fullmatch(name))
 
     def unfinished(self) -> list[str]:
         """Notes that somebody began to write: whoever was killed meanwhile has moved no file yet."""
-        return sorted(path.name.removesuffix(_HALF) for path in self._folder.glob(f"*{_HALF}"))
+        return sorted(self._listed(_HALF))
 
     def forget(self, name: str, *, but: frozenset[str] = frozenset()) -> int:
         """Removes the note's files, but for those that another note has, and then the note; how many. Raises `PeerError`
-        register-tampered (nothing is removed), kept-unwritable."""
+        register-tampered (nothing is removed), kept-unreadable, kept-unwritable."""
         document = self.read(name) or {"files": []}
         gone = [path for path in document["files"] if path not in but]
         try:
@@ -88,10 +91,23 @@ class KeptFiles:
             raise PeerError("kept-unwritable", "a sealed file cannot be removed", peer="disk") from None
         return len(gone)
 
+    def _listed(self, ending: str) -> list[str]:
+        """The folder's names that end so, without that; a folder that cannot be read is not an empty one."""
+        try:
+            return [path.name.removesuffix(ending) for path in self._folder.iterdir() if path.name.endswith(ending)]
+        except FileNotFoundError:
+            return []
+        except OSError:
+            raise _unreadable() from None
+
     def _note(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise ValueError(name)
         return self._folder / f"{name}{NOTE}"
+
+
+def _unreadable() -> PeerError:
+    return PeerError("kept-unreadable", "the notes of kept files cannot be read now", peer="disk")
 
 
 def of_this_process() -> str:

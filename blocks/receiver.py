@@ -68,9 +68,9 @@ class Receiver(Channel):
         """How many instances came and are no open ticket's."""
         return int(self.call("unclaimed")["count"])
 
-    def strays(self) -> dict[str, str]:
-        """Of the unclaimed ones a page: file -> SOP Instance UID."""
-        found = self.call("unclaimed").get("first")
+    def strays(self, start: int = 0) -> dict[str, str]:
+        """Of the unclaimed ones a page from `start` on, in the order of their names: file -> SOP Instance UID. {}: no more."""
+        found = self.call("unclaimed", start=start).get("first")
         if not isinstance(found, list) or not all(isinstance(one, list) and len(one) == 2 for one in found):
             raise PeerError("receiver-odd-answer", "the receiver's answer is not one to its verb", peer="receiver")
         return {str(file): str(uid) for uid, file in found}

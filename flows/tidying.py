@@ -18,10 +18,14 @@ log = logging.getLogger("rapha.reading")
 
 def tidy(clinic: Clinic) -> None:
     """Raises nothing: what fails is tried again at the next shift, and the studies that wait go first."""
-    for name in {*clinic.kept.names(), *clinic.kept.unfinished()}:
-        _told(lambda name=name: _note(clinic, name))  # type: ignore[misc]
+    _told(lambda: _notes(clinic))
     _told(lambda: _unnamed(clinic))
     _told(lambda: _strays(clinic))
+
+
+def _notes(clinic: Clinic) -> None:
+    for name in {*clinic.kept.names(), *clinic.kept.unfinished()}:
+        _told(lambda name=name: _note(clinic, name))  # type: ignore[misc]
 
 
 def _note(clinic: Clinic, name: str) -> None:
@@ -40,16 +44,18 @@ def _strays(clinic: Clinic) -> None:
     receiver = clinic.receiver()
     if receiver is not None:
         with receiver:
-            while _dropped(clinic, receiver):
-                pass
+            _dropped(clinic, receiver)
 
 
 def _dropped(clinic: Clinic, receiver: Receiver) -> int:
-    """Of a page of what no ticket waits for, what no study is owed either."""
-    strays = receiver.strays()
-    owed = clinic.register.owed_among(strays.values())
-    nobodys = [file for file, uid in strays.items() if uid not in owed]
-    return receiver.drop(nobodys) if nobodys else 0
+    """Of what no ticket waits for, what no study is owed either, page by page past what one is owed; how many it was."""
+    start = gone = 0
+    while strays := receiver.strays(start):
+        owed = clinic.register.owed_among(strays.values())
+        nobodys = [file for file, uid in strays.items() if uid not in owed]
+        dropped = receiver.drop(nobodys) if nobodys else 0
+        start, gone = start + len(strays) - dropped, gone + dropped
+    return gone
 
 
 def _told(step: Callable[[], None]) -> None:

@@ -70,9 +70,12 @@ class ReceiverSession:
         return {}
 
     def do_unclaimed(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
-        """How many, and a page of them, the oldest names first: SOP Instance UID and file."""
+        """How many, and a page of them from `start` on, in the order of their names: SOP Instance UID and file."""
+        start = message.get("start", 0)
+        if type(start) is not int or start < 0:
+            raise Refusal(["receiver-request-odd"])
         found = self._store.unclaimed()
-        page = sorted((one.sop_instance, one.file) for one in found)[:PAGE]
+        page = sorted((one.sop_instance, one.file) for one in found)[start : start + PAGE]
         return {"count": len(found), "first": [list(one) for one in page]}
 
     def do_drop(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
