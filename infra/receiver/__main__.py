@@ -1,15 +1,14 @@
 """`python -m infra.receiver --ae RAPHA --host H --port P --store DIR [--seal-to PEM] --socket S --key-env NAME --peer AE …`
 
 Without --seal-to nothing is taken but what a ticket with a key of its own waits for. With --tls-cert, --tls-key and --tls-ca it
-speaks TLS and nothing else. Prints `port N` and `ready`. The journal's key (32 bytes in base64) comes from the environment
-variable that is named, and is taken out of it.
+speaks TLS and nothing else; each new connection is served by these files as they are then. Prints `port N` and `ready`. The
+journal's key (32 bytes in base64) comes from the environment variable that is named, and is taken out of it.
 """
 
 import argparse
 import base64
 import binascii
 import os
-import ssl
 import sys
 from pathlib import Path
 from typing import get_args
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from blocks.endpoint import TlsSettings, TlsVersion
 from infra.daemon import serve
+from infra.receiver.certificates import Certificates
 from infra.receiver.engine import Engine
 from infra.receiver.journal import Journal
 from infra.receiver.session import ReceiverSession
@@ -42,7 +42,7 @@ def main() -> int:
     return 0
 
 
-def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
+def _tls(options: argparse.Namespace) -> Certificates | None:
     if not (options.tls_cert or options.tls_key or options.tls_ca):
         return None
     if not (options.tls_cert and options.tls_key and options.tls_ca):
@@ -54,7 +54,7 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
         version=options.tls_version,
         mutual_auth=True,
     )
-    return made.server()
+    return Certificates(made)
 
 
 def _key(name: str) -> bytes:

@@ -7,7 +7,6 @@ each fragment as it comes: no clear byte reaches a disk, and memory holds one ch
 import hashlib
 import secrets
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from typing import Any, Protocol
 
 from pynetdicom import AE, _config, dimse_messages, evt
 from pynetdicom.dsutils import decode
+from pynetdicom.transport import ThreadedAssociationServer
 
 from blocks.instances import SealedInstance, SealedWriter
 from blocks.part10 import FileMeta, read_meta
+from infra.receiver.certificates import Certificates
 from infra.receiver.head import named
 from rapha.errors import PeerError
 
@@ -140,6 +141,23 @@ class _Spool:
             self.close()
 
 
+class _Door(ThreadedAssociationServer):
+    """Takes connections. A handshake is made in the connection's own thread: who connects and is silent keeps nobody out."""
+
+    daemon_threads = True
+    certificates: Certificates | None = None  # as they are when the connection comes; None: no TLS
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        if self.certificates is not None:
+            try:
+                request = self.certificates.context().wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+                request.do_handshake()
+            except OSError:
+                self.shutdown_request(request)
+                return
+        super().process_request_thread(request, client_address)
+
+
 class Engine:
     """The SCP. start() serves in threads of its own."""
 
@@ -169,8 +187,8 @@ class Engine:
         dimse_messages.decode = decoded  # type: ignore[attr-defined,assignment]
         dimse_messages.NamedTemporaryFile = lambda **_: _Spool(keeping, _command(last.command))  # type: ignore[assignment,attr-defined]
 
-    def start(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
-        """The port that it serves on."""
+    def start(self, host: str, port: int, tls: Certificates | None) -> int:
+        """The port that it serves on. Raises `OSError`."""
         handlers: list[Any] = [
             (evt.EVT_C_ECHO, lambda event: SUCCESS),
             (evt.EVT_C_STORE, self._store),
@@ -180,8 +198,10 @@ class Engine:
             (evt.EVT_ABORTED, _drop),
             (evt.EVT_CONN_CLOSE, _drop),
         ]
-        server: Any = self._ae.start_server((host, port), block=False, ssl_context=tls, evt_handlers=handlers)
-        return int(server.socket.getsockname()[1])
+        door: Any = self._ae.make_server((host, port), evt_handlers=handlers, server_class=_Door)
+        door.certificates = tls
+        threading.Thread(target=door.serve_forever, daemon=True).start()
+        return int(door.socket.getsockname()[1])
 
     def _store(self, event: Any) -> int:
         spool = event.request._dataset_file
