@@ -14,6 +14,7 @@ from typing import Literal
 from rapha.errors import ConfigurationError
 
 TlsVersion = Literal["TLS_1_3", "TLS_1_2"]
+ReceiverTls = Literal["TLS_1_3", "TLS_1_2", "TLS_1_2_AND_1_3"]  # one port for all archives: the last where only some are old
 Retrieve = Literal["auto", "C-GET", "C-MOVE", "WADO-RS"]
 Store = Literal["auto", "C-STORE", "STOW-RS"]
 # The suites of BCP 195 (RFC 9325 section 4.2) for an endpoint that cannot do TLS 1.3, as PS3.15 B.12 asks for.
@@ -57,13 +58,14 @@ class TlsSettings:
     """TLS for one endpoint (PS3.15 annex B.12).
 
     ca_bundle: who is trusted, and nobody else; cert_file, key_file: our own, shown when the peer asks (mutual); version: TLS 1.3
-    alone, or TLS 1.2 alone as the named exception; server_name: the name in the peer's certificate, the host's when None.
+    alone, or TLS 1.2 alone as the named exception, or both where a listener's peers differ; server_name: the name in the peer's
+    certificate, the host's when None.
     """
 
     ca_bundle: Path
     cert_file: Path | None = None
     key_file: Path | None = None
-    version: TlsVersion = "TLS_1_3"
+    version: ReceiverTls = "TLS_1_3"
     mutual_auth: bool = True
     server_name: str | None = None
 
@@ -87,7 +89,9 @@ class TlsSettings:
     def _load(self, context: ssl.SSLContext) -> None:
         only = ssl.TLSVersion.TLSv1_3 if self.version == "TLS_1_3" else ssl.TLSVersion.TLSv1_2
         context.minimum_version = context.maximum_version = only
-        if self.version == "TLS_1_2":
+        if self.version == "TLS_1_2_AND_1_3":
+            context.maximum_version = ssl.TLSVersion.TLSv1_3
+        if self.version != "TLS_1_3":
             context.set_ciphers(BCP_195)
         try:
             context.load_verify_locations(cafile=str(self.ca_bundle))

@@ -7,14 +7,14 @@ aliases and repeated keys are refused, so that what is read is what a person see
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 
-from blocks.endpoint import Endpoint, Retrieve, Store, TlsSettings, TlsVersion
+from blocks.endpoint import Endpoint, ReceiverTls, Retrieve, Store, TlsSettings, TlsVersion
 from blocks.settings import is_loopback, is_plain, mode_of
 from policies.gate import Mode
 from policies.notice import GROUPS, channel_codes, is_address, is_host, wrong_recipients
@@ -41,6 +41,7 @@ _ENDPOINT: dict[str, Kind] = {
     "polled": bool,
     "timezone": str,
     "priority": PRIORITIES,
+    "tls_version": get_args(TlsVersion),
 }
 # section -> key -> kind. `pacs_endpoints` and `notifications` hold named groups of such keys.
 SCHEMA: dict[str, dict[str, Kind]] = {
@@ -48,6 +49,7 @@ SCHEMA: dict[str, dict[str, Kind]] = {
     "security": {
         "tls_enabled": bool,
         "tls_version": get_args(TlsVersion),
+        "receiver_tls_version": get_args(ReceiverTls),
         "cert_file": str,
         "key_file": str,
         "ca_bundle": str,
@@ -286,6 +288,7 @@ def _judge(values: Mapping[str, tuple[Any, yaml.Node]], mode: Mode, problems: _P
         problems.add("profile-value", f"workflow.priority_levels are {', '.join(PRIORITIES)}, in this order", levels[1])
     _judge_switches(values, problems)
     _judge_notices(values, problems)
+    _judge_versions(values, problems)
     tls = values.get("security.tls_enabled", (False, None))[0]
     if tls and not {"security.ca_bundle", "security.cert_file", "security.key_file"} <= set(values):
         problems.add("profile-missing-key", "security needs ca_bundle, cert_file and key_file where tls_enabled is true")
@@ -338,6 +341,15 @@ def _judge_switches(values: Mapping[str, tuple[Any, yaml.Node]], problems: _Prob
         on = values.get(f"{channel}.enabled")
         if on and on[0]:
             problems.add("not-built", f"{channel} is not built yet: switch it off", on[1])
+
+
+def _judge_versions(values: Mapping[str, tuple[Any, yaml.Node]], problems: _Problems) -> None:
+    """An exception from a TLS that is not there would be read and ignored."""
+    if values.get("security.tls_enabled", (False, None))[0]:
+        return
+    for name, (_, node) in values.items():
+        if name.endswith("tls_version") and name != "security.tls_version":
+            problems.add("profile-value", f"{name} has no meaning without security.tls_enabled", node)
 
 
 def _judge_notices(values: Mapping[str, tuple[Any, yaml.Node]], problems: _Problems) -> None:
@@ -395,6 +407,8 @@ def _endpoint(name: str, plain: Mapping[str, Any], tls: TlsSettings | None, envi
     prefix = f"pacs_endpoints.{name}."
     own = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
     own.pop("polled", None)  # the schedule's affair, not the connection's
+    if version := own.pop("tls_version", None):
+        tls = replace(tls, version=version) if tls else None
     if "dicomweb_token" in own:
         own["dicomweb_token"] = secret(own["dicomweb_token"], environment)
     if timeout := plain.get("performance.connection_timeout_seconds"):

@@ -78,7 +78,7 @@ def _receiver(
         argv += ["--peer", title]
     if tls := next((one.tls for one in endpoints if one.tls), None):
         argv += ["--tls-cert", str(tls.cert_file), "--tls-key", str(tls.key_file), "--tls-ca", str(tls.ca_bundle)]
-        argv += ["--tls-version", tls.version]
+        argv += ["--tls-version", profile.values.get("security.receiver_tls_version", "TLS_1_3")]
     return Member("receiver", argv, {**base, RECEIVER_KEY: environment[RECEIVER_KEY]}, popen=popen)
 
 

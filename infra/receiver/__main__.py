@@ -16,7 +16,7 @@ from typing import get_args
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from blocks.endpoint import TlsSettings, TlsVersion
+from blocks.endpoint import ReceiverTls, TlsSettings
 from infra.daemon import serve
 from infra.receiver.certificates import Certificates
 from infra.receiver.engine import Engine
@@ -90,7 +90,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--disk-floor", type=int, default=1 << 30, help="bytes that stay free; below them A700 is answered")
     for name in ("cert", "key", "ca"):
         parser.add_argument(f"--tls-{name}", type=Path)
-    parser.add_argument("--tls-version", choices=get_args(TlsVersion), default="TLS_1_3")
+    parser.add_argument("--tls-version", choices=get_args(ReceiverTls), default="TLS_1_3")
     return parser.parse_args()
 
 

@@ -1,6 +1,5 @@
 """The receiver's TLS while it runs: its certificates are replaced under it, and who is silent keeps nobody out."""
 
-import os
 import shutil
 import socket
 from pathlib import Path
@@ -20,7 +19,7 @@ def placed(folder: Path, ours: Authority) -> tuple[str, ...]:
     cert, key = ours.issue("127.0.0.1")
     for source, name in ((cert, "cert"), (key, "key"), (ours.bundle, "ca")):
         shutil.copy(source, folder / f"{name}.new")
-        os.replace(folder / f"{name}.new", folder / f"{name}.pem")
+        (folder / f"{name}.new").replace(folder / f"{name}.pem")
     return tuple(text for name in ("cert", "key", "ca") for text in (f"--tls-{name}", str(folder / f"{name}.pem")))
 
 
