@@ -1,5 +1,5 @@
 """The receiver of C-MOVE, as a flow asks it. Verbs: message_id · expect · arrived · claim · close · unclaimed · drop ·
-commitment."""
+commitment · alarms · alarms_written."""
 
 import base64
 import time
@@ -25,6 +25,19 @@ class Arrived:
     size: int
     path: Path
     conflict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What the receiver turned away. titles: AE titles that the peer called itself by; first, last: seconds since the epoch."""
+
+    name: str
+    code: str
+    address: str
+    titles: tuple[str, ...]
+    first: int
+    last: int
+    count: int
 
 
 class Receiver(Channel):
@@ -90,6 +103,17 @@ class Receiver(Channel):
             if time.monotonic() > until:
                 return None
             time.sleep(0.05)
+
+    def alarms(self) -> list[Alarm]:
+        """What was turned away and is not in the audit trail yet; each stays until `alarm_written`."""
+        try:
+            return [Alarm(**{**one, "titles": tuple(map(str, one["titles"]))}) for one in self.call("alarms")["alarms"]]
+        except (KeyError, TypeError):
+            raise PeerError("receiver-odd-answer", "the receiver's answer is not one to its verb", peer="receiver") from None
+
+    def alarm_written(self, one: Alarm) -> None:
+        """It stands in the trail with this count. What came of it since stays with the receiver."""
+        self.call("alarms_written", name=one.name, count=one.count)
 
     def _one(self, entry: Any) -> Arrived:
         try:

@@ -29,6 +29,7 @@ from flows.stages import ENGINE_FAILED, async_stage, stage
 from flows.tidying import tidy
 from policies.alerts import alert_type
 from rapha.errors import PeerError, RaphaError, Refusal
+from tasks.reading import alarms as alarming
 from tasks.reading import poll as polling
 from tasks.reading import tell as telling
 
@@ -164,6 +165,7 @@ async def _minded(clinic: Clinic, shift: Shift[StudyLease], over: asyncio.Event)
 
 async def _looked_after(clinic: Clinic, shift: Shift[StudyLease], board: Board) -> None:
     """A worker that dies leaves its studies to whoever works on: their leases may run out long after that one's start."""
+    await asyncio.to_thread(_alarmed, clinic)
     try:
         await asyncio.to_thread(clinic.register.reap, int(time.time()))
         queue = await asyncio.to_thread(clinic.register.queue)
@@ -171,6 +173,17 @@ async def _looked_after(clinic: Clinic, shift: Shift[StudyLease], board: Board) 
         log.warning("the register: %s", ", ".join(error.codes))
         return
     await asyncio.to_thread(board.show, queue, dict(shift.ends))
+
+
+def _alarmed(clinic: Clinic) -> None:
+    """What the receiver turned away is written into the audit trail; what cannot be written now stays with the receiver."""
+    try:
+        receiver = clinic.receiver()
+        if receiver is not None:
+            with receiver:
+                alarming.alarms(receiver, clinic.trail, clinic.person)
+    except RaphaError as error:
+        log.warning("the receiver's alarms: %s", ", ".join(error.codes))
 
 
 async def _told(clinic: Clinic) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 NODE_AUTHENTICATION = "110126"
+HARDWARE = "110130"  # Hardware Configuration: of CID 403 the nearest to a machine that has run out of something
+RESTRICTED_FUNCTION = "110132"
 OBJECT_CHANGED = "110135"  # Object Security Attributes Changed: bytes are not those that were promised
 # Codes, or their beginnings where a line ends with a hyphen.
 CAUSES = {
@@ -14,6 +16,11 @@ CAUSES = {
     "arrival-conflict": OBJECT_CHANGED,
     "instance-named-otherwise": OBJECT_CHANGED,
     "ledger-": OBJECT_CHANGED,
+    "receiver-calling-title": NODE_AUTHENTICATION,
+    "receiver-called-title": NODE_AUTHENTICATION,
+    "receiver-object-unexpected": RESTRICTED_FUNCTION,
+    "receiver-object-named-otherwise": OBJECT_CHANGED,
+    "receiver-out-of-resources": HARDWARE,
 }
 
 

@@ -72,6 +72,7 @@ class Act:
     source, destination: who sends and who receives (AE title or URL), of transfers, queries, exports and imports; for a query
     the one who asks and the one who answers. query: the data set or URL, with its SOP class and transfer syntax where it is
     DICOM's. subject: what an operator or an alert is about, never an identifier of a patient. type: an event type of CID 401.
+    The source of an alert is the peer that caused it.
     """
 
     person: str
@@ -118,6 +119,9 @@ def _participants(kind: str, act: Act) -> tuple[Participant, ...]:
         return (*_movers(act, SOURCE_MEDIA, DESTINATION), person)
     if kind == "application":
         return (Participant(replaced(act.person), requestor=True, roles=(_role(APPLICATION),)),)
+    if kind == "alert" and act.source:  # A.5.3.11: who saw it, and who did it
+        kind_of_host = ("2" if _is_address(act.source_host) else "1") if act.source_host else ""
+        return person, Participant(replaced(act.source), network=replaced(act.source_host), network_type=kind_of_host)
     return (person,)
 
 

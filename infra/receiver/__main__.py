@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from blocks.endpoint import ReceiverTls, TlsSettings
 from infra.daemon import serve
+from infra.receiver.alarms import Alarms
 from infra.receiver.certificates import Certificates
 from infra.receiver.engine import Engine
 from infra.receiver.journal import Journal
@@ -33,12 +34,13 @@ def main() -> int:
         options.store.mkdir(parents=True, exist_ok=True, mode=0o700)
         journal = Journal(options.store / "journal", _key(options.key_env))
         store = Store(options.store, _recipient(options.seal_to) if options.seal_to else None, journal, options.disk_floor)
-        port = Engine(options.ae, store, options.peer).start(options.host, options.port, _tls(options))
+        alarms = Alarms(options.store / "alarms")
+        port = Engine(options.ae, store, options.peer, alarms).start(options.host, options.port, _tls(options))
     except RaphaError as error:
         print(", ".join(error.codes), file=sys.stderr)
         return error.exit_status
     print(f"port {port}", flush=True)
-    serve(options.socket, lambda: ReceiverSession(store), ready=lambda: print("ready", flush=True))
+    serve(options.socket, lambda: ReceiverSession(store, alarms), ready=lambda: print("ready", flush=True))
     return 0
 
 

@@ -7,6 +7,7 @@ each fragment as it comes: no clear byte reaches a disk, and memory holds one ch
 import hashlib
 import secrets
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from pynetdicom import AE, _config, dimse_messages, evt
 from pynetdicom.dsutils import decode
 from pynetdicom.transport import ThreadedAssociationServer
 
+from blocks.endpoint import tls_code
 from blocks.instances import SealedInstance, SealedWriter
 from blocks.part10 import FileMeta, read_meta
+from infra.receiver.alarms import Alarms
 from infra.receiver.certificates import Certificates
 from infra.receiver.head import named
 from rapha.errors import PeerError
@@ -27,6 +30,13 @@ SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA9
 NOT_AUTHORIZED = 0x0124  # PS3.7 C.5.9: nobody here waits for it
 HEAD = 16 << 10
 MOST_ASSOCIATIONS = 64
+MOST_THREADS = 400  # an association has two; beyond them a connection is closed at once
+# Status -> what is told to the audit trail (PS3.15 A.5.3.11).
+TURNED_AWAY = {
+    NOT_AUTHORIZED: "receiver-object-unexpected",
+    OTHER_CLASS: "receiver-object-named-otherwise",
+    OUT_OF_RESOURCES: "receiver-out-of-resources",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,24 +155,38 @@ class _Door(ThreadedAssociationServer):
     """Takes connections. A handshake is made in the connection's own thread: who connects and is silent keeps nobody out."""
 
     daemon_threads = True
+    alarms: Alarms
     certificates: Certificates | None = None  # as they are when the connection comes; None: no TLS
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        if threading.active_count() < MOST_THREADS:
+            return True
+        self.alarms.note(TURNED_AWAY[OUT_OF_RESOURCES], client_address[0])
+        return False
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         if self.certificates is not None:
             try:
                 request = self.certificates.context().wrap_socket(request, server_side=True, do_handshake_on_connect=False)
                 request.do_handshake()
-            except OSError:
+            except OSError as error:
+                if _said_something(error):
+                    self.alarms.note(tls_code(error), client_address[0])
                 self.shutdown_request(request)
                 return
         super().process_request_thread(request, client_address)
 
 
+def _said_something(error: OSError) -> bool:
+    """Who only looks whether the port is open, or goes before the handshake is over, has shown no wrong certificate."""
+    return isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+
+
 class Engine:
     """The SCP. start() serves in threads of its own."""
 
-    def __init__(self, ae_title: str, keeping: Keeping, peers: Sequence[str], *, idle: float = 120.0) -> None:
-        self._keeping = keeping
+    def __init__(self, ae_title: str, keeping: Keeping, peers: Sequence[str], alarms: Alarms, *, idle: float = 120.0) -> None:
+        self._keeping, self._alarms = keeping, alarms
         self._ae = AE(ae_title)
         self._ae.require_called_aet = True
         self._ae.require_calling_aet = list(peers)
@@ -195,15 +219,29 @@ class Engine:
             (evt.EVT_N_EVENT_REPORT, self._report),
             (evt.EVT_CONN_OPEN, _hurry),
             (evt.EVT_DATA_RECV, _hurry),
+            (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_ABORTED, _drop),
             (evt.EVT_CONN_CLOSE, _drop),
         ]
         door: Any = self._ae.make_server((host, port), evt_handlers=handlers, server_class=_Door)
-        door.certificates = tls
+        door.certificates, door.alarms = tls, self._alarms
         threading.Thread(target=door.serve_forever, daemon=True).start()
         return int(door.socket.getsockname()[1])
 
+    def _rejected(self, event: Any) -> None:
+        asked = event.assoc.requestor.primitive
+        if asked.calling_ae_title not in self._ae.require_calling_aet:
+            self._alarms.note("receiver-calling-title", *_sender(event))
+        elif asked.called_ae_title != self._ae.ae_title:
+            self._alarms.note("receiver-called-title", *_sender(event))
+
     def _store(self, event: Any) -> int:
+        status = self._stored(event)
+        if code := TURNED_AWAY.get(status):
+            self._alarms.note(code, *_sender(event))
+        return status
+
+    def _stored(self, event: Any) -> int:
         spool = event.request._dataset_file
         if not isinstance(spool, _Spool) or spool.failed:
             return spool.status if isinstance(spool, _Spool) else OUT_OF_RESOURCES
@@ -236,6 +274,11 @@ def _command(given: Any) -> Command:
         str(originator or "").strip(),
         number if isinstance(number, int) else 0,
     )
+
+
+def _sender(event: Any) -> tuple[str, str]:
+    """The peer's address, and the AE title that it calls itself by."""
+    return str(event.assoc.requestor.address), str(event.assoc.requestor.ae_title)
 
 
 def _hurry(event: Any) -> None:

@@ -1,4 +1,5 @@
-"""The receiver's verbs: message_id · expect · arrived · claim · close · unclaimed · drop · commitment.
+"""The receiver's verbs: message_id · expect · arrived · claim · close · unclaimed · drop · commitment ·
+alarms · alarms_written.
 
 Tickets and claimed files end with the connection that opened or claimed them; a file that its owner has moved aside stays.
 """
@@ -12,6 +13,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
+from infra.receiver.alarms import Alarms
 from infra.receiver.store import Store
 from rapha.errors import PeerError, Refusal
 
@@ -22,8 +24,8 @@ Answer = dict[str, Any]
 class ReceiverSession:
     """One connection. What arrives stays unclaimed when it ends; what it claimed is removed, unless it was moved aside."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, alarms: Alarms) -> None:
+        self._store, self._alarms = store, alarms
         self._tickets: list[str] = []
         self._claimed: list[Path] = []
 
@@ -90,6 +92,16 @@ class ReceiverSession:
     def do_commitment(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         report = self._store.commitment(str(message.get("transaction")))
         return {"report": report}
+
+    def do_alarms(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        return {"alarms": self._alarms.due()}
+
+    def do_alarms_written(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        name, count = message.get("name"), message.get("count")
+        if not isinstance(name, str) or type(count) is not int or count < 1:
+            raise Refusal(["receiver-request-odd"])
+        self._alarms.written({name: count})
+        return {}
 
 
 def _unwritable() -> PeerError:
