@@ -21,7 +21,7 @@ from infra.daemon import serve
 from infra.receiver.alarms import Alarms
 from infra.receiver.certificates import Certificates
 from infra.receiver.engine import Engine
-from infra.receiver.journal import Journal
+from infra.receiver.journal import LEAST, Journal
 from infra.receiver.session import ReceiverSession
 from infra.receiver.store import Store
 from rapha.errors import ConfigurationError, RaphaError
@@ -32,7 +32,7 @@ def main() -> int:
     os.umask(0o077)
     try:
         options.store.mkdir(parents=True, exist_ok=True, mode=0o700)
-        journal = Journal(options.store / "journal", _key(options.key_env))
+        journal = Journal(options.store / "journal", _key(options.key_env), least=options.compact_at)
         store = Store(options.store, _recipient(options.seal_to) if options.seal_to else None, journal, options.disk_floor)
         alarms = Alarms(options.store / "alarms")
         port = Engine(options.ae, store, options.peer, alarms).start(options.host, options.port, _tls(options))
@@ -90,6 +90,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--key-env", default="RAPHA_RECEIVER_KEY_BASE64")
     parser.add_argument("--peer", action="append", default=[], required=True, help="an AE title that may send; may be repeated")
     parser.add_argument("--disk-floor", type=int, default=1 << 30, help="bytes that stay free; below them A700 is answered")
+    parser.add_argument(
+        "--compact-at", type=int, default=LEAST, help="bytes of lines after which the journal may be written anew"
+    )
     for name in ("cert", "key", "ca"):
         parser.add_argument(f"--tls-{name}", type=Path)
     parser.add_argument("--tls-version", choices=get_args(ReceiverTls), default="TLS_1_3")

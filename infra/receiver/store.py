@@ -1,22 +1,27 @@
 """What the receiver keeps and whom it belongs to: arrivals, conflicts and commitments, rebuilt from the journal; and tickets."""
 
+import errno
 import os
 import secrets
 import threading
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from blocks.instances import SealedWriter, sweep_finished, sweep_unfinished
-from infra.receiver.engine import NOT_AUTHORIZED, OUT_OF_RESOURCES, SUCCESS, Addressed, Came, Command
+from infra.receiver.engine import CANNOT_UNDERSTAND, NOT_AUTHORIZED, OUT_OF_RESOURCES, SUCCESS, Addressed, Came, Command
 from infra.receiver.journal import Journal
 from rapha.errors import PeerError, Refusal
 
 IDS_AT_ONCE = 64  # message ids that one line of the journal reserves
 CLAIMED_AT_ONCE = 4000  # instances that one line names: it stays below what the strict reader takes
+COMMITMENT_SECONDS = 7 * 86_400  # an archive's report is kept for so long; who asked for it waits for minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Store:
     recipient: X25519PublicKey | None
     journal: Journal
     floor: int
+    now: Callable[[], float] = time.time
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
     _tickets: dict[str, _Ticket] = field(default_factory=dict)
@@ -67,14 +73,17 @@ class Store:
     _over: set[tuple[str, int]] = field(default_factory=set)  # C-MOVEs of tickets with their own key, also of closed ones
     _last_id: int = field(default_factory=lambda: secrets.randbelow(60000))
     _reserved: int = 0
+    _upto: int = 0  # the last id that the journal says was given
 
     def __post_init__(self) -> None:
         """Raises `Refusal(journal-unreadable)`."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         sweep_unfinished(self.folder)
+        self._upto = self._last_id
         for entry in self.journal.entries:
             self._replay(entry)
-        self.journal.rewrite(self._snapshot())
+        self._expire()
+        self.journal.rewrite(self._live())
         self._sweep()
 
     def room(self) -> bool:
@@ -87,8 +96,17 @@ class Store:
             recipient = self._tickets[name].recipient if name else None if self._stray(command) else self.recipient
         return Addressed(SealedWriter(self.folder, recipient), name) if recipient else None
 
-    def keep(self, came: Came) -> int:
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Alone with the memory. Afterwards the journal is written anew where that is due, while connections go on."""
         with self._lock:
+            yield
+            if self.journal.is_due:
+                self._expire()
+                self.journal.compact(self._live())
+
+    def keep(self, came: Came) -> int:
+        with self._changing():
             told, path = came.command, came.sealed.path
             if came.ticket and came.ticket not in self._tickets:
                 path.unlink(missing_ok=True)
@@ -113,21 +131,23 @@ class Store:
             try:
                 if not came.ticket:
                     self.journal.append(what="came", **asdict(one))
-            except OSError:
+            except OSError as error:
                 path.unlink(missing_ok=True)
-                return OUT_OF_RESOURCES
+                return CANNOT_UNDERSTAND if error.errno == errno.EINVAL else OUT_OF_RESOURCES
             self._arrivals.setdefault(told.sop_instance, []).append(one)
             return SUCCESS
 
     def committed(self, transaction: str, kept: Sequence[str], failed: dict[str, int]) -> None:
-        with self._lock:
-            report = {"transaction": transaction, "kept": list(kept), "failed": failed}
+        with self._changing():
+            report = {"transaction": transaction, "kept": list(kept), "failed": failed, "at": int(self.now())}
             self.journal.append(what="committed", **report)
+            self._commitments.pop(transaction, None)  # the newest stand last
             self._commitments[transaction] = report
+            self._expire()
 
     def next_message_id(self) -> int:
         """One that no open ticket has and that was not given before a restart either, until all have been. Raises `OSError`."""
-        with self._lock:
+        with self._changing():
             used = {ticket.message_id for ticket in self._tickets.values()}
             for _ in range(0xFFFF):
                 self._last_id = self._last_id % 0xFFFE + 1
@@ -139,13 +159,14 @@ class Store:
     def _reserve(self) -> None:
         """An id is given only when the journal says that it was: C-STOREs of a C-MOVE from before a kill may still come."""
         if self._reserved == 0:
-            self.journal.append(what="ids", last=(self._last_id + IDS_AT_ONCE - 2) % 0xFFFE + 1)
-            self._reserved = IDS_AT_ONCE
+            upto = (self._last_id + IDS_AT_ONCE - 2) % 0xFFFE + 1
+            self.journal.append(what="ids", last=upto)
+            self._upto, self._reserved = upto, IDS_AT_ONCE
         self._reserved -= 1
 
     def expect(self, originator: str, message_id: int, wanted: Sequence[str], recipient: X25519PublicKey | None = None) -> str:
         """A ticket; with a recipient, what comes for it is sealed to that key alone. Raises `OSError`."""
-        with self._lock:
+        with self._changing():
             if recipient is None and self.recipient is None:
                 raise Refusal(["receiver-no-recipient"], "this receiver seals to no study reader's key")
             self._over.discard((originator, message_id))
@@ -167,7 +188,7 @@ class Store:
 
     def claim(self, ticket: str) -> list[Path]:
         """They are the caller's from now on, for as long as its connection lasts: their files. Raises `OSError`."""
-        with self._lock:
+        with self._changing():
             if self._ticket(ticket).recipient is not None:
                 raise Refusal(["receiver-request-odd"], "what is sealed to a ticket's own key ends with the ticket")
             files = self._given_up(self.arrived(ticket))
@@ -176,7 +197,7 @@ class Store:
 
     def drop(self, files: Collection[str]) -> int:
         """Removes what came and nobody waits for; how many. What an open ticket waits for by now stays. Raises `OSError`."""
-        with self._lock:
+        with self._changing():
             gone = self._given_up([one for one in self.unclaimed() if one.file in files])
             for path in gone:
                 path.unlink(missing_ok=True)
@@ -260,17 +281,30 @@ class Store:
             for sop_instance, file in fields["instances"]:
                 self._forget(sop_instance, file)
         elif entry["what"] == "ids":
-            self._last_id = fields["last"]
+            self._last_id = self._upto = fields["last"]
         elif entry["what"] == "own":
             self._over.add((fields["originator"], fields["message_id"]))
         elif entry["what"] == "committed":
-            self._commitments[fields["transaction"]] = fields
+            self._commitments.pop(fields["transaction"], None)
+            self._commitments[fields["transaction"]] = {"at": int(self.now()), **fields}
+            self._expire()
 
-    def _snapshot(self) -> list[dict[str, Any]]:
-        came = [{"what": "came", **asdict(one)} for one in self._every()]
-        committed = [{"what": "committed", **report} for report in self._commitments.values()]
-        own = [{"what": "own", "originator": title, "message_id": number} for title, number in sorted(self._over)]
-        return [*came, *committed, *own, {"what": "ids", "last": self._last_id}]
+    def _expire(self) -> None:
+        """The oldest reports go: they stand first."""
+        old = self.now() - COMMITMENT_SECONDS
+        while self._commitments and (first := next(iter(self._commitments.values())))["at"] < old:
+            del self._commitments[first["transaction"]]
+
+    def _live(self) -> Iterator[dict[str, Any]]:
+        """The lines that still matter, as of now; each is made when it is asked for. A ticket's own is in no journal."""
+        came, committed = [one for one in self._every() if not one.ticket], list(self._commitments.values())
+        own, ids = sorted(self._over), {"what": "ids", "last": self._upto}
+        return chain(
+            ({"what": "came", **asdict(one)} for one in came),
+            ({"what": "committed", **report} for report in committed),
+            ({"what": "own", "originator": title, "message_id": number} for title, number in own),
+            [ids],
+        )
 
     def _sweep(self) -> None:
         """A sealed file that no arrival has was never answered for, and its sender sends it again, or it was a connection's."""
