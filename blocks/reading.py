@@ -12,7 +12,7 @@ A lease is a worker's, until a time, with a token that is new at each claim: who
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from blocks.reading_letters import Letters, dead, no_lease, open_again, put_back
 from blocks.reading_outbox import Outbox, write_notices
 from blocks.reading_polls import Polls
 from blocks.reading_rows import (
+    LONGEST_LEASE,
+    LONGEST_PAUSE,
     STAGES,
     ExpectedInstance,
     Found,
@@ -39,7 +41,7 @@ from blocks.reading_rows import (
     Watermark,
 )
 from blocks.reading_sets import InstanceSets
-from blocks.reading_shelf import held, study_of
+from blocks.reading_shelf import SKEW, come, held, study_of
 from blocks.reading_tallies import Tallies, Tally
 from blocks.sealed_columns import column_key
 from policies.polling import FoundSeries, FoundStudy, listing
@@ -132,11 +134,17 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
 
     # -- work
 
-    def claim(self, worker: str, now: int, seconds: int, *, row: int | None = None) -> StudyLease | None:
-        """The study whose turn is next (or `row`, whenever its next try is), under a lease; or None. Never one to two workers."""
+    def claim(
+        self, worker: str, now: int, seconds: int, *, row: int | None = None, but: Collection[int] = ()
+    ) -> StudyLease | None:
+        """The study whose turn is next (or `row`, whenever its next try is), under a lease; or None. Never one to two workers.
+
+        but: rows that are not to be given.
+        """
         with self._session() as session:
-            wanted = select(StudyRow).where(StudyRow.state == "scheduled").order_by(StudyRow.turn, StudyRow.id).limit(1)
-            mine = wanted.where(StudyRow.next_at <= now) if row is None else wanted.where(StudyRow.id == row)
+            owed = (StudyRow.state == "scheduled", StudyRow.id.not_in(but))
+            wanted = select(StudyRow).where(*owed).order_by(StudyRow.turn, StudyRow.id).limit(1)
+            mine = wanted.where(come(StudyRow.next_at, now, LONGEST_PAUSE)) if row is None else wanted.where(StudyRow.id == row)
             found = session.scalars(locked(mine)).first()
             if found is None:
                 return None
@@ -175,7 +183,10 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
             return row.state
 
     def fail(self, lease: StudyLease, codes: Sequence[str], now: int, *, retry_at: int | None = None) -> str:
-        """The stage failed: tried again from there at `retry_at`, MAX_TRIES in all, or a dead letter. Its state from now on."""
+        """The stage failed: tried again from there at `retry_at`, MAX_TRIES in all, or a dead letter. Its state from now on.
+
+        retry_at: an hour ahead at most (`LONGEST_PAUSE`).
+        """
         with self._session() as session:
             row = held(session, lease, now, cancelled_too=True)
             return _ended(session, row, " ".join(codes)[:2000], now, retry_at)
@@ -192,8 +203,15 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
             return found.state
 
     def reap(self, now: int) -> list[LostStudy]:
-        """Takes back the leases that ran out. What was lost too often becomes a dead letter."""
+        """Takes back the leases that ran out. What was lost too often becomes a dead letter.
+
+        A lease of a clock that has been set back since lasts from now on as long as it did: whoever holds it renews it by then.
+        """
         with self._session() as session:
+            ahead = select(StudyRow).where(StudyRow.state == "in-progress", StudyRow.lease_until > now + LONGEST_LEASE + SKEW)
+            for row in session.scalars(locked(ahead)).all():
+                row.lease_until = now + max(1, min(LONGEST_LEASE, row.lease_until - row.updated_at))
+                row.updated_at = now
             lost = select(StudyRow).where(StudyRow.state == "in-progress", StudyRow.lease_until <= now).order_by(StudyRow.id)
             out = []
             for row in session.scalars(locked(lost)).all():
@@ -273,7 +291,7 @@ def _ended(session: Any, row: StudyRow, codes: str, now: int, retry_at: int | No
         dead(session, row, now)
         return "dead"
     else:
-        put_back(row, retry_at)
+        put_back(row, min(retry_at, now + LONGEST_PAUSE))
     return row.state
 
 

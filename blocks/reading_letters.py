@@ -1,10 +1,12 @@
 """Dead letters of studies, and how a study comes back into the queue."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from blocks.reading_rows import STAGES, InstanceRow, LetterRow, ReadingLetter, StudyRow
-from blocks.reading_shelf import Shelf, study_of
+from blocks.reading_rows import LONGEST_PAUSE, STAGES, InstanceRow, LetterRow, ReadingLetter, StudyLease, StudyRow
+from blocks.reading_shelf import Shelf, held, study_of
 from policies.priority import known_priority, turn
 from rapha.errors import Refusal
 
@@ -22,6 +24,12 @@ class Letters(Shelf):
         """One open letter. `Refusal` dead-letter-unknown."""
         with self._session() as session:
             return _letter_of(_open_letter(session, letter))
+
+    def give_back(self, lease: StudyLease, codes: Sequence[str], now: int, again_at: int) -> str:
+        """What failed was not the study: into the queue again, at the stage where it was, and no try is counted. Its state."""
+        with self._session() as session:
+            row = held(session, lease, now, cancelled_too=True)
+            return _back(session, row, " ".join(codes)[:2000], now, again_at)
 
     def replay(self, letter: int, now: int) -> int:
         """Schedules the study again, at the stage where it failed; its row. What arrived in two contents is fetched anew."""
@@ -45,6 +53,18 @@ class Letters(Shelf):
             found.resolved_at, found.resolution = now, "discarded"
             found.why_sealed = self._columns.seal(why, "letters", "why", found.id, found.study)
             return found.study
+
+
+def _back(session: Session, row: StudyRow, codes: str, now: int, again_at: int) -> str:
+    row.codes, row.updated_at = codes, now
+    no_lease(row)
+    if row.cancel_asked:
+        row.state, row.cancel_asked = "canceled", False
+    elif row.changed:
+        open_again(session, row, now)
+    else:
+        put_back(row, min(again_at, now + LONGEST_PAUSE))
+    return row.state
 
 
 def dead(session: Session, row: StudyRow, now: int) -> None:

@@ -8,8 +8,8 @@ from sqlalchemy import case, or_, select
 from sqlalchemy.orm import Session
 
 from blocks.database import locked
-from blocks.reading_rows import DueNotice, Notice, NoticeRow, StudyRow
-from blocks.reading_shelf import Shelf
+from blocks.reading_rows import LONGEST_WAIT, DueNotice, Notice, NoticeRow, StudyRow
+from blocks.reading_shelf import Shelf, come
 from rapha.errors import Refusal
 
 MAX_SENDS = 150  # with pauses up to an hour these last for four days (RFC 5321 section 4.5.4.1)
@@ -22,7 +22,7 @@ class Outbox(Shelf):
     def due_notices(self, now: int, *, limit: int = 50, hold: int = 120) -> list[DueNotice]:
         """What is to be sent, critical first, for this caller alone: for `hold` seconds nobody else is given it."""
         with self._session() as session:
-            due = select(NoticeRow).where(NoticeRow.state == "waiting", NoticeRow.next_at <= now)
+            due = select(NoticeRow).where(NoticeRow.state == "waiting", come(NoticeRow.next_at, now, LONGEST_WAIT))
             rows = session.scalars(locked(due.order_by(CRITICAL_FIRST, NoticeRow.id).limit(limit))).all()
             for row in rows:
                 row.next_at = now + hold
@@ -31,7 +31,7 @@ class Outbox(Shelf):
     def owes_notice(self, now: int) -> bool:
         """Whether anything is to be sent or escalated now."""
         with self._session() as session:
-            due = select(NoticeRow.id).where(NoticeRow.state == "waiting", NoticeRow.next_at <= now)
+            due = select(NoticeRow.id).where(NoticeRow.state == "waiting", come(NoticeRow.next_at, now, LONGEST_WAIT))
             is_due = session.scalars(due.limit(1)).first() is not None
         return is_due or bool(self.escalations(now))
 
@@ -91,7 +91,7 @@ class Outbox(Shelf):
     def escalations(self, now: int) -> list[DueNotice]:
         """Critical notices that nobody acknowledged in time, and those that no channel took."""
         with self._session() as session:
-            late = (NoticeRow.state == "sent") & (NoticeRow.escalate_at <= now)
+            late = (NoticeRow.state == "sent") & come(NoticeRow.escalate_at, now, LONGEST_WAIT)
             wanted = select(NoticeRow).where(NoticeRow.kind == "critical", or_(late, NoticeRow.state == "dead"))
             return [_due(row) for row in session.scalars(wanted.order_by(NoticeRow.id)).all()]
 

@@ -13,6 +13,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Stage = Literal["retrieve", "analyse", "report", "store", "prove", "tell"]
 STAGES: tuple[Stage, ...] = ("retrieve", "analyse", "report", "store", "prove", "tell")
+# Seconds that a time in the register is ahead at most: a pause before a study's next try, a lease, a notice's wait.
+LONGEST_PAUSE, LONGEST_LEASE, LONGEST_WAIT = 3600, 3600, 86_400
 # SQLite counts up by itself only in a column that is called INTEGER.
 Identity = BigInteger().with_variant(Integer, "sqlite")
 

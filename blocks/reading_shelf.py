@@ -10,9 +10,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Select, or_, select, text
+from sqlalchemy import ColumnElement, Select, or_, select, text
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from blocks.database import database, open_engine
 from blocks.reading_rows import FactRow, LetterRow, StudyLease, StudyRow
@@ -20,6 +20,7 @@ from blocks.sealed_columns import SealedColumns
 from rapha.errors import ConfigurationError, Refusal
 
 MIGRATIONS = Path(__file__).parents[1] / "infra" / "migrations"  # alembic reads them as files; nothing is imported from there
+SKEW = 900  # seconds by which the clocks of a register's workers may differ
 LOCK = 7_243_771  # the advisory lock under which a PostgreSQL register is migrated; any fixed number
 
 
@@ -83,6 +84,12 @@ def owed_studies() -> Select[tuple[int, int]]:
     letters = select(LetterRow.study).where(LetterRow.resolved_at.is_(None))
     begun = StudyRow.state.in_(("scheduled", "in-progress"))
     return select(StudyRow.id, StudyRow.opening).where(or_(begun, StudyRow.id.in_(letters)))
+
+
+def come(at: "InstrumentedAttribute[int] | InstrumentedAttribute[int | None]", now: int, longest: int) -> ColumnElement[bool]:
+    """Whether a time has come, which is written at most `longest` seconds ahead: one that is further ahead was written by a clock
+    that has been set back since, and is not waited for."""
+    return or_(at <= now, at > now + longest + SKEW)
 
 
 def study_of(session: Session, row: int) -> StudyRow:
