@@ -3,11 +3,14 @@
 A handler is a `Session`: made when a client connects, `closed()` when the connection ends for whatever reason.
 """
 
+import errno
 import os
 import resource
 import socket
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +20,8 @@ from rapha.errors import ConfigurationError, PeerError, Refusal
 
 Answer = dict[str, Any]
 MOST_FILES = 65_536
+PAUSE = 0.5  # seconds
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
 
 
 class Session(Protocol):
@@ -48,8 +53,22 @@ def serve(path: Path, session: Callable[[], Session], *, ready: Callable[[], Non
     if ready:
         ready()
     while True:
-        connection, _ = listener.accept()
-        threading.Thread(target=_converse, args=(connection, session), daemon=True).start()
+        connection = _accepted(listener)
+        if connection is not None:
+            threading.Thread(target=_converse, args=(connection, session), daemon=True).start()
+
+
+def _accepted(listener: socket.socket) -> socket.socket | None:
+    """None, after a pause, where this process or its machine has no descriptor or memory left for one more: those that it serves
+    go on and give theirs back, and who connects waits in the queue (accept(2))."""
+    try:
+        return listener.accept()[0]
+    except OSError as error:
+        if error.errno not in EXHAUSTED:
+            raise
+        print(f"accept: {errno.errorcode[error.errno]}", file=sys.stderr, flush=True)
+        time.sleep(PAUSE)
+        return None
 
 
 def _converse(connection: socket.socket, make: Callable[[], Session]) -> None:

@@ -54,8 +54,11 @@ def receiver_alone(environment: Mapping[str, str], base: Mapping[str, str], pope
 
 
 def shift(environment: Mapping[str, str]) -> list[Member]:
-    """The process that works shift after shift. environment: all that a flow may know, the engine's settings among it."""
-    return [Member("shift", _python("flows.shift"), environment, timeout=120)]
+    """The process that works shift after shift. environment: all that a flow may know, the engine's settings among it.
+
+    Without it nothing is read and nothing is lost: what archives send is still received. So it is not vital.
+    """
+    return [Member("shift", _python("flows.shift"), environment, timeout=120, vital=False)]
 
 
 def _receiver(

@@ -1,8 +1,9 @@
 """A group of processes that live and die together: the demo's world, and a node under `rapha serve`.
 
 A member has started when it says that it is ready; members that do not need each other start side by side. A member that
-dies is started again after a growing pause; one that dies `MAX_DEATHS` times within ten minutes ends the group. All members
-die with this process (PR_SET_PDEATHSIG), so that a kill leaves nothing behind but what each keeps on disk.
+dies is started again after a growing pause; one that dies `MAX_DEATHS` times within ten minutes ends the group, but for one that
+is not vital: it is tried again for ever, and nobody waits for it. All members die with this process (PR_SET_PDEATHSIG), so that a
+kill leaves nothing behind but what each keeps on disk.
 """
 
 import contextlib
@@ -29,7 +30,8 @@ Opener = Callable[..., subprocess.Popen[bytes]]
 
 @dataclass
 class Member:
-    """One process. `ready`: a URL that must answer 200, or None when it prints the line `ready`. `popen`: how it is started."""
+    """One process. `ready`: a URL that must answer 200, or None when it prints the line `ready`. `popen`: how it is started.
+    `vital`: whether the group has no use without it."""
 
     name: str
     argv: Sequence[str]
@@ -38,8 +40,10 @@ class Member:
     popen: Opener = subprocess.Popen
     pass_fds: Sequence[int] = ()
     timeout: float = 90.0
+    vital: bool = True
     process: subprocess.Popen[bytes] | None = None
     deaths: list[float] = field(default_factory=list)
+    again_at: float | None = None  # when one that is not vital is started again
 
 
 class Supervisor:
@@ -86,7 +90,7 @@ class Supervisor:
         self.members.clear()
 
     def watch(self, until: Callable[[], bool], *, pause: float = 0.5) -> None:
-        """Restarts what dies until `until()` says stop. Raises `PeerError` when a member keeps dying."""
+        """Restarts what dies until `until()` says stop. Raises `PeerError` when a vital member keeps dying."""
         while not until():
             for member in self.members:
                 if member.process is not None and member.process.poll() is not None:
@@ -95,15 +99,26 @@ class Supervisor:
 
     def _revive(self, member: Member) -> None:
         now = time.monotonic()
+        if member.again_at is not None:
+            if now >= member.again_at:
+                member.again_at = None
+                self._spawn(member)
+            return
         member.deaths = [at for at in member.deaths if now - at < WINDOW] + [now]
+        if not member.vital:
+            member.again_at = now + _pause(member)
+            print(f"{member.name} ended; started again in {_pause(member):.0f} s: {self._log(member)}", file=sys.stderr)
+            return
         if len(member.deaths) >= MAX_DEATHS:
             raise PeerError(f"{member.name}-keeps-dying", f"{member.name} died {MAX_DEATHS} times: {self._log(member)}")
         print(f"{member.name} ended; starting it again", file=sys.stderr)
-        time.sleep(min(30.0, 2.0 ** (len(member.deaths) - 1)))
+        time.sleep(_pause(member))
         self._spawn(member)
         self.await_ready(member)
 
     def _spawn(self, member: Member) -> None:
+        if member.process is not None and member.process.stdout is not None:
+            member.process.stdout.close()
         log = self._log(member).open("ab")
         reader = subprocess.PIPE if member.ready is None else log
         member.process = member.popen(
@@ -119,6 +134,11 @@ class Supervisor:
 
     def _log(self, member: Member) -> Path:
         return self.logs / f"{member.name}.log"
+
+
+def _pause(member: Member) -> float:
+    """Seconds after its newest death."""
+    return min(30.0, 2.0 ** (len(member.deaths) - 1))
 
 
 def _die_with_parent() -> None:

@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from infra.receiver import store as receiver_store
+from infra.receiver.alarms import Alarms
 from infra.receiver.journal import Journal
 from infra.receiver.session import ReceiverSession
 from infra.receiver.store import Arrival, Store
@@ -54,7 +55,7 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("what", ["claim", "drop"])
 def test_five_hundred_instances_are_one_wait_for_the_disk(tmp_path: Path, syncs: list[int], what: str) -> None:
     store = filled(tmp_path / "s", 500)
-    session = ReceiverSession(store)
+    session = ReceiverSession(store, Alarms(tmp_path / "alarms.json"))
     wanted = [one.sop_instance for one in store.unclaimed()]
     ticket = (
         session.do_expect({"wanted": wanted, "originator": "RAPHA", "message_id": 7}, [])["ticket"] if what == "claim" else ""
@@ -94,7 +95,7 @@ def test_a_line_that_a_crash_cut_short_was_never_answered_for(tmp_path: Path) ->
 
 def test_a_claim_that_the_journal_does_not_take_leaves_all_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path / "s", 10)
-    session = ReceiverSession(store)
+    session = ReceiverSession(store, Alarms(tmp_path / "alarms.json"))
     ticket = session.do_expect({"wanted": ["1.2.1", "1.2.2"], "originator": "RAPHA", "message_id": 7}, [])["ticket"]
 
     def full(_: int) -> None:

@@ -19,6 +19,7 @@ from flows import tidying
 from flows.clinic import Clinic
 from infra import daemon
 from infra.receiver import session as receiver_session
+from infra.receiver.alarms import Alarms
 from infra.receiver.journal import Journal
 from infra.receiver.session import ReceiverSession
 from infra.receiver.store import Arrival, Store
@@ -52,7 +53,8 @@ def receiver(tmp_path: Path) -> Iterator[tuple[Store, Receiver]]:
     ready = threading.Event()
     path = tmp_path / "r.sock"
     serving = {"ready": ready.set}
-    threading.Thread(target=daemon.serve, args=(path, lambda: ReceiverSession(store)), kwargs=serving, daemon=True).start()
+    alarms = Alarms(tmp_path / "alarms.json")
+    threading.Thread(target=daemon.serve, args=(path, lambda: ReceiverSession(store, alarms)), kwargs=serving, daemon=True).start()
     assert ready.wait(30)
     with Receiver(path, folder) as client:
         yield store, client
