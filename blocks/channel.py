@@ -5,6 +5,7 @@ A request is `{"verb": …, …}`; an answer `{"ok": true, …}` or `{"ok": fals
 The lifetime of what a process holds for a client is that client's connection: killing the client releases it.
 """
 
+import contextlib
 import os
 import socket
 import struct
@@ -55,11 +56,12 @@ class Channel:
     """A client's connection to one of the node's processes. Not shared between threads.
 
     A call that failed ends its connection, so that no late answer is taken for the next call's; the next call makes a new one.
+    `hang_up` alone may be called by another thread.
     """
 
     def __init__(self, path: Path, *, peer: str, timeout: float = 60.0) -> None:
         self.peer = peer
-        self._path, self._timeout, self._lost = path, timeout, False
+        self._path, self._timeout, self._lost, self._over = path, timeout, False, False
         self._sock = self._connected()
 
     def _connected(self) -> socket.socket:
@@ -77,6 +79,8 @@ class Channel:
         """Sends a request and returns its answer. Raises the `Refusal` or `PeerError` that the other side answered with."""
         if self._lost:
             self._sock, self._lost = self._connected(), False
+        if self._over:
+            self._sock.close()
         if timeout is not None:
             self._sock.settimeout(timeout)
         try:
@@ -97,7 +101,7 @@ class Channel:
             whole = answer is not None
         finally:
             if not whole:
-                self._lost = self._sock.fileno() >= 0  # not one that its owner closed
+                self._lost = self._sock.fileno() >= 0 and not self._over  # not one that its owner closed
                 self._sock.close()
         return answer
 
@@ -111,6 +115,15 @@ class Channel:
 
     def close(self) -> None:
         self._sock.close()
+
+    def hang_up(self) -> None:
+        """Ends the connection under whoever waits in a call of it: that call fails, and so does every later one.
+
+        Closing alone would not wake it (shutdown(2) does), and would give its descriptor's number to somebody else.
+        """
+        self._over = True
+        with contextlib.suppress(OSError):  # it is closed already
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Self:
         return self

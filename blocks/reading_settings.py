@@ -8,6 +8,7 @@ import binascii
 from collections.abc import Mapping
 from pathlib import Path
 
+from blocks.reading_rows import LONGEST_LEASE
 from blocks.settings import MODE, development_keys, mode_of, weakened
 from rapha.errors import ConfigurationError
 
@@ -42,7 +43,7 @@ KEYS = ("ledger.key", "audit.pem", "study.pem", "study.pub")
 RECEIVER_ALONE = RECEIVER_KEY  # the journal's key: no flow has it
 
 
-LEASE_SECONDS, LEAST_LEASE, MOST_LEASE = 120, 5, 3600
+LEASE_SECONDS, LEAST_LEASE, MOST_LEASE = 120, 5, LONGEST_LEASE
 
 
 def lease_seconds(environment: Mapping[str, str]) -> int:

@@ -94,8 +94,12 @@ class Clinic:
 
     @cached_property
     def limits(self) -> AnalyseLimits:
+        """Raises `ConfigurationError(trainer-command-missing)`."""
         script = Path(self.environment["RAPHA_TRAINER_COMMAND"])
-        return AnalyseLimits(script=script, script_digest=digest(script.read_bytes()))
+        try:
+            return AnalyseLimits(script=script, script_digest=digest(script.read_bytes()))
+        except OSError:
+            raise ConfigurationError(["trainer-command-missing"], "RAPHA_TRAINER_COMMAND cannot be read") from None
 
     @property
     def launcher(self) -> Path:

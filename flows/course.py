@@ -48,6 +48,7 @@ class Course:
         self.proof: Proof = ""
         self.arrival: Any = None
         self.over = ""  # the state in which it ended, once it is through
+        self.lost = False  # whether another attempt may hold the study by now
         self.note = f"{lease.row}-{lease.order}-{lease.attempt}"
         self.earlier = [
             name for name in clinic.kept.names() if study_of_note(name) == (lease.row, lease.order) and name != self.note
@@ -150,6 +151,13 @@ class Course:
                 self.clinic.kept.forget(self.note)
             except PeerError as error:  # the study is through; the next shift removes it (`flows.tidying`)
                 log.warning("row %d: %s", self.lease.row, ", ".join(error.codes))
+
+    def cut(self) -> None:
+        """From another thread, once the lease is lost: the stage that runs loses its connections, and no other begins."""
+        self.lost = True
+        for connection in (self.study, self.receiver):
+            if connection is not None:
+                connection.hang_up()
 
     @property
     def begun(self) -> bool:

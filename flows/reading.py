@@ -2,14 +2,15 @@
 
     retrieve -> [arrival gate] -> analyse -> report -> store -> prove -> [completeness gate] -> done, and somebody is told
 
-One run of drain is a worker's whole shift, with many studies in flight. A parameter is a row's number, never an identifier. What
-is owed is the register's to say, what was decided the ledger's; the engine shows what is running.
+One run of drain is a worker's whole shift, with many studies in flight. Parameters are the numbers of a row and of the attempt at
+it, never an identifier. What is owed is the register's to say, what was decided the ledger's; the engine shows what is running.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow, runtime, tags
@@ -22,60 +23,74 @@ from blocks.reading import StudyLease
 from blocks.reading_rows import STAGES
 from flows.clinic import Clinic
 from flows.course import Course
-from flows.draining import Shift
+from flows.draining import LOST, PAUSE, PUT_BACK, Shift, outlived, standing
 from flows.pace import adopt
 from flows.reading_view import Bar, Board
 from flows.stages import ENGINE_FAILED, async_stage, stage
 from flows.tidying import tidy
 from policies.alerts import alert_type
-from rapha.errors import PeerError, RaphaError, Refusal
+from policies.node_fault import Scope, node_fault
+from rapha.errors import ConfigurationError, PeerError, RaphaError, Refusal
 from tasks.reading import alarms as alarming
 from tasks.reading import poll as polling
 from tasks.reading import tell as telling
+from tasks.stage import StageBug, coded
 
 log = logging.getLogger("rapha.reading")
 RENEWALS = 6  # of a lease in its own time
 FIRST_PAUSE = 60  # seconds before a failed study is tried again; doubled each time
+NODE_PAUSE, ROW_PAUSE = 60, 300  # seconds before a study that was put back is tried: for the node's sake, for its endpoint's
 SHIFT_SECONDS, IDLE_SECONDS = 3300.0, 45.0
 MIND_SECONDS = 5.0  # between two looks at what is owed beside the studies in flight
+NAMED = "{name} row {row} attempt {attempt}"  # a stage in the engine's UI
 
-_courses: dict[int, Course] = {}
+# By row and attempt: a lease that ran out may be this process's again while the attempt that lost it still runs.
+_courses: dict[tuple[int, int], Course] = {}
+_flying: set[tuple[int, int]] = set()
 
 
 async def halt(task: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
     """The state hook of the gated stages: on a refusal the study's connections end, and with them what was opened of it."""
-    row = int(run.name.rpartition(" ")[2])
-    course = _courses.get(row)
+    _, _, row, _, attempt = run.name.split(" ")  # NAMED
+    course = _courses.get((int(row), int(attempt)))
     if course is not None and isinstance(await state.aresult(raise_on_failure=False), Refusal):
         course.study.close()
 
 
-def _resume(row: int) -> str:
-    return _courses[row].resume()
+def _course(row: int, attempt: int) -> Course:
+    """This attempt's own. `Refusal` lease-lost where another one may be at work by now."""
+    course = _courses.get((row, attempt))
+    if course is None or course.lost:
+        raise Refusal(["lease-lost"], "this attempt no longer holds its study", gate="reading")
+    return course
 
 
-def _retrieve(row: int) -> None:
-    _courses[row].retrieve()
+def _resume(row: int, attempt: int) -> str:
+    return _course(row, attempt).resume()
 
 
-def _analyse(row: int) -> None:
-    _courses[row].analyse(Bar(row).show)
+def _retrieve(row: int, attempt: int) -> None:
+    _course(row, attempt).retrieve()
 
 
-def _report(row: int) -> None:
-    _courses[row].report()
+def _analyse(row: int, attempt: int) -> None:
+    _course(row, attempt).analyse(Bar(row).show)
 
 
-def _store(row: int) -> None:
-    _courses[row].store()
+def _report(row: int, attempt: int) -> None:
+    _course(row, attempt).report()
 
 
-def _prove(row: int) -> None:
-    _courses[row].prove()
+def _store(row: int, attempt: int) -> None:
+    _course(row, attempt).store()
 
 
-def _complete(row: int) -> str:
-    return _courses[row].complete()
+def _prove(row: int, attempt: int) -> None:
+    _course(row, attempt).prove()
+
+
+def _complete(row: int, attempt: int) -> str:
+    return _course(row, attempt).complete()
 
 
 def _tell(clinic: Clinic) -> dict[str, int]:
@@ -88,13 +103,13 @@ def _tell(clinic: Clinic) -> dict[str, int]:
     return {"sent": told.sent, "failed": told.failed, "escalated": told.escalated, "dead": told.dead}
 
 
-resume = async_stage(_resume, "resume", on_failure=[halt])
-retrieve = async_stage(_retrieve, "retrieve", on_failure=[halt])
-analyse = async_stage(_analyse, "analyse", retries=0)
-report = async_stage(_report, "report", retries=1, on_failure=[halt])
-store = async_stage(_store, "store")
-prove = async_stage(_prove, "prove")
-complete = async_stage(_complete, "complete", retries=0, on_failure=[halt])
+resume = async_stage(_resume, "resume", named=NAMED, on_failure=[halt])
+retrieve = async_stage(_retrieve, "retrieve", named=NAMED, on_failure=[halt])
+analyse = async_stage(_analyse, "analyse", named=NAMED, retries=0)
+report = async_stage(_report, "report", named=NAMED, retries=1, on_failure=[halt])
+store = async_stage(_store, "store", named=NAMED)
+prove = async_stage(_prove, "prove", named=NAMED)
+complete = async_stage(_complete, "complete", named=NAMED, retries=0, on_failure=[halt])
 tell = async_stage(_tell, "tell", retries=0, named="tell")  # the outbox has its own times
 ask = stage(polling.poll, "poll")
 
@@ -112,13 +127,18 @@ def poll(pacs: str = "primary") -> dict[str, int]:
 
 @flow(name="drain", retries=0, persist_result=False, result_serializer="json", log_prints=False)
 async def drain(seconds: float = SHIFT_SECONDS, idle: float = IDLE_SECONDS) -> dict[str, int]:
-    """One worker's shift: claims what is owed, the urgent first, and brings it to its end. How many rows came to which end."""
-    clinic = _opened()
-    await asyncio.to_thread(clinic.register.reap, int(time.time()))  # first: what was lost is worked on in this very shift
-    await asyncio.to_thread(tidy, clinic)
-    shift = Shift(lambda: _claimed(clinic), lambda lease: _studied(clinic, lease), clinic.most, idle, time.monotonic() + seconds)
+    """One worker's shift: claims what is owed, the urgent first, and brings it to its end. How many rows came to which end.
+
+    It waits for a register that does not answer. Raises the `ConfigurationError` or `Refusal` of a node that could read nothing,
+    before anything is claimed.
+    """
+    clinic, until = _opened(), time.monotonic() + seconds
+    board = Board(clinic.worker.partition(":")[0])
+    await standing(lambda: _stands(clinic), until, board.waits)
+    await outlived(asyncio.to_thread(tidy, clinic), "tidy")
+    shift = Shift(lambda: _claimed(clinic), lambda lease: _studied(clinic, lease), clinic.most, idle, until)
     over = asyncio.Event()
-    beside = asyncio.ensure_future(_minded(clinic, shift, over))
+    beside = asyncio.ensure_future(_minded(clinic, shift, board, over))
     try:
         return await shift.work()
     finally:
@@ -150,13 +170,19 @@ def _opened() -> Clinic:
     return clinic
 
 
-async def _minded(clinic: Clinic, shift: Shift[StudyLease], over: asyncio.Event) -> None:
+def _stands(clinic: Clinic) -> None:
+    """What every study needs of this node. One endpoint's own settings are looked at with its studies."""
+    _ = clinic.models, clinic.limits, clinic.lease_seconds, clinic.trail, clinic.kept
+    clinic.ledger.position()
+    clinic.register.reap(int(time.time()))  # what was lost is worked on in this very shift
+
+
+async def _minded(clinic: Clinic, shift: Shift[StudyLease], board: Board, over: asyncio.Event) -> None:
     """While the shift lasts, and once more when it is over: takes back leases that ran out, tells, and shows what waits."""
-    board = Board(clinic.worker.partition(":")[0])
     while True:
         last = over.is_set()
-        await _looked_after(clinic, shift, board)
-        await _told(clinic)
+        await outlived(_looked_after(clinic, shift, board), "the register")
+        await outlived(_told(clinic), "tell")
         if last:
             return
         with contextlib.suppress(TimeoutError):
@@ -172,7 +198,7 @@ async def _looked_after(clinic: Clinic, shift: Shift[StudyLease], board: Board) 
     except RaphaError as error:
         log.warning("the register: %s", ", ".join(error.codes))
         return
-    await asyncio.to_thread(board.show, queue, dict(shift.ends))
+    await asyncio.to_thread(board.show, queue, dict(shift.ends), shift.brake.why)
 
 
 def _alarmed(clinic: Clinic) -> None:
@@ -189,6 +215,8 @@ def _alarmed(clinic: Clinic) -> None:
 async def _told(clinic: Clinic) -> None:
     """One round, where something is owed. A server that is down is seen in the engine, and tried again at the next round."""
     try:
+        if notifications(clinic.profile) is None:
+            return  # switched off: what is owed waits in the outbox
         if await asyncio.to_thread(clinic.register.owes_notice, int(time.time())):
             await tell(clinic)
     except RaphaError as error:
@@ -198,11 +226,15 @@ async def _told(clinic: Clinic) -> None:
 
 
 def _claimed(clinic: Clinic) -> StudyLease | None:
-    return clinic.register.claim(clinic.worker, int(time.time()), clinic.lease_seconds)
+    """None that is still in flight here: its attempt lost the lease and is coming to its end."""
+    here = {row for row, _ in list(_flying)}
+    return clinic.register.claim(clinic.worker, int(time.time()), clinic.lease_seconds, but=here)
 
 
 async def _studied(clinic: Clinic, lease: StudyLease, failures: list[RaphaError] | None = None) -> str:
     """One study through its stages, its lease kept alive meanwhile; the end it came to. failures: takes what it failed for."""
+    mine = (lease.row, lease.attempt)
+    _flying.add(mine)
     renewing = asyncio.ensure_future(_renewed(clinic, lease))
     try:
         with tags(f"row-{lease.row}", lease.priority, lease.pacs):
@@ -210,36 +242,43 @@ async def _studied(clinic: Clinic, lease: StudyLease, failures: list[RaphaError]
     except RaphaError as error:
         if failures is not None:
             failures.append(error)
-        return await asyncio.to_thread(_failed, clinic, lease, error)
+        return await asyncio.to_thread(_ended, clinic, lease, error)
     except ENGINE_FAILED:  # of this study's tasks: the others in flight go on
         return await asyncio.to_thread(_unshown, clinic, lease)
     finally:
         renewing.cancel()
-        course = _courses.pop(lease.row, None)
-        if course is not None:
-            await asyncio.to_thread(course.close)
+        try:
+            if (course := _courses.pop(mine, None)) is not None:
+                await asyncio.to_thread(course.close)
+        finally:
+            _flying.discard(mine)
 
 
 async def _staged(clinic: Clinic, lease: StudyLease) -> str:
-    _courses[lease.row] = await asyncio.to_thread(Course, clinic, lease)
-    row, course = lease.row, _courses[lease.row]
-    begins = await resume(row) if course.begun else STAGES[0]
+    mine = (lease.row, lease.attempt)
+    course = _courses[mine] = await asyncio.to_thread(coded(Course), clinic, lease)
+    begins = await resume(*mine) if course.begun else STAGES[0]
     for name, stage_of in zip(STAGES, (retrieve, analyse, report, store, prove), strict=False):
         if STAGES.index(name) >= list(STAGES).index(begins):  # type: ignore[arg-type]
-            await stage_of(row)
-    return await complete(row)
+            await stage_of(*mine)
+    return await complete(*mine)
 
 
 async def _renewed(clinic: Clinic, lease: StudyLease) -> None:
-    """Keeps the lease. One that is lost ends here; the next write of its stages is refused."""
+    """Keeps the lease. With one that is lost the study's connections end: another attempt may hold it by now."""
     while True:
         await asyncio.sleep(clinic.lease_seconds / RENEWALS)
         try:
             await asyncio.to_thread(clinic.register.renew, lease, int(time.time()), clinic.lease_seconds)
-        except Refusal:
-            return
         except PeerError:
             continue  # tried again at the next turn; the lease itself is the bound
+        except Refusal as refusal:
+            if "lease-lost" in refusal.codes:
+                break
+            return  # canceled: refused to the next stage
+    while (course := _courses.get((lease.row, lease.attempt))) is None:
+        await asyncio.sleep(PAUSE)  # it is being made
+    course.cut()
 
 
 def _alerted(clinic: Clinic, lease: StudyLease, error: RaphaError) -> None:
@@ -256,10 +295,46 @@ def _alerted(clinic: Clinic, lease: StudyLease, error: RaphaError) -> None:
 
 def _unshown(clinic: Clinic, lease: StudyLease) -> str:
     """The engine is a view: a study that was through by then is through, any other is tried again from its stage."""
-    course = _courses.get(lease.row)
+    course = _courses.get((lease.row, lease.attempt))
     if course is not None and course.over:
         return course.over
-    return _failed(clinic, lease, PeerError("engine-failed", "the engine did not take a task of this study", peer="engine"))
+    return _ended(clinic, lease, PeerError("engine-failed", "the engine did not take a task of this study", peer="engine"))
+
+
+def _ended(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:
+    """Whose fault it was decides: lost to another attempt, the node's, or this study's and its peers'."""
+    course = _courses.get((lease.row, lease.attempt))
+    if course is not None and course.lost:
+        return _lost(lease, ["lease-lost"])
+    if _scope(error):
+        _alerted(clinic, lease, error)
+        return _put_back(clinic, lease, error)
+    try:
+        return coded(_failed)(clinic, lease, error)
+    except StageBug as bug:  # its end could not be written down
+        return _put_back(clinic, lease, bug) if _scope(bug) else _lost(lease, bug.codes)
+
+
+def _scope(error: RaphaError) -> Scope:
+    return node_fault(error.codes, setting=isinstance(error, ConfigurationError), bug=isinstance(error, StageBug))
+
+
+def _put_back(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:
+    """Into the queue as it was, without a dead letter and without counting a try: it is the node that must be mended."""
+    now, scope, codes = int(time.time()), _scope(error), sorted(error.codes)
+    log.error("row %d is put back: %s", lease.row, ", ".join(codes))
+    with contextlib.suppress(RaphaError):  # the ledger may be what cannot be written
+        coded(lambda: clinic.attempt(lease).record("ended", state=PUT_BACK, codes=codes, row=lease.row))()
+    try:
+        state = clinic.register.give_back(lease, codes, now, now + (NODE_PAUSE if scope == "node" else ROW_PAUSE))
+    except RaphaError as lost:
+        return _lost(lease, lost.codes)
+    return PUT_BACK if state == "scheduled" and scope == "node" else state
+
+
+def _lost(lease: StudyLease, codes: Sequence[str]) -> str:
+    log.warning("row %d: %s", lease.row, ", ".join(codes))  # the reaper finds it
+    return LOST
 
 
 def _failed(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:
@@ -271,5 +346,4 @@ def _failed(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:
         clinic.attempt(lease).record("ended", state="failed", codes=sorted(error.codes), row=lease.row)
         return clinic.register.fail(lease, list(error.codes), now, retry_at=retry_at)
     except RaphaError as lost:
-        log.warning("row %d: %s", lease.row, ", ".join(lost.codes))  # the reaper finds it
-        return "lost"
+        return _put_back(clinic, lease, lost) if _scope(lost) else _lost(lease, lost.codes)

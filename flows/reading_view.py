@@ -28,10 +28,18 @@ class Board:
         self._table: UUID | None = None
         self._shown = ""
 
-    def show(self, queue: Sequence[QueuedStudy], ends: dict[str, int]) -> None:
-        """queue: what is owed, in the order of its turn; ends: how many studies came to which end in this shift."""
+    def show(self, queue: Sequence[QueuedStudy], ends: dict[str, int], why: Sequence[str] = ()) -> None:
+        """queue: what is owed, in the order of its turn; ends: how many studies came to which end in this shift; why: codes for
+        which nothing is claimed now."""
         rows = [_line(one) for one in queue[:MOST]] or [_row("", "nothing waits")]
-        data = json.dumps(rows + [_row("", end, f"{count} in this shift") for end, count in sorted(ends.items())])
+        self._write(_held(why) + rows + [_row("", end, f"{count} in this shift") for end, count in sorted(ends.items())])
+
+    def waits(self, why: Sequence[str]) -> None:
+        """The shift has not begun yet, for these codes."""
+        self._write(_held(why))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        data = json.dumps(rows)
         if data == self._shown:
             return
         self._shown = data
@@ -67,6 +75,10 @@ class Bar:
 
 def _line(one: QueuedStudy) -> dict[str, str]:
     return _row(str(one.row), f"{one.state}, {one.priority}", one.stage, " ".join(one.codes))
+
+
+def _held(why: Sequence[str]) -> list[dict[str, str]]:
+    return [_row("", "nothing is claimed", codes=" ".join(why))] if why else []
 
 
 def _row(number: str, state: str, stage: str = "", codes: str = "") -> dict[str, str]:

@@ -9,6 +9,7 @@ import logging
 import socket
 import sys
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -63,7 +64,7 @@ async def _bury(name: str) -> None:
             )
             for run in found:
                 await client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
-    except (PrefectException, OSError):
+    except (PrefectException, httpx.HTTPError, OSError):
         raise PeerError("engine-unreachable", "the engine does not answer", peer="engine") from None
 
 

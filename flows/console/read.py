@@ -25,7 +25,7 @@ from rapha.console.app import AsJson, Result
 Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name in the profile.")]
 SHOWN_EVERY, WAIT_SECONDS = 0.5, 3600.0
 # How a run may end -> exit status; what is not here is our bug.
-STATUS = {"in-progress": 4, "completed": 0, "canceled": 3, "dead": 3, "scheduled": 4, "lost": 4}
+STATUS = {"in-progress": 4, "completed": 0, "canceled": 3, "dead": 3, "scheduled": 4, "lost": 4, "put-back": 2}
 
 
 def register(app: cyclopts.App) -> None:

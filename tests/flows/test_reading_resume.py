@@ -259,7 +259,7 @@ def test_a_note_of_another_key_or_place_removes_nothing(replayed: Replayed) -> N
     assert set(replayed.ward.sealed()) == set(sealed)
 
 
-async def not_taken(row: int) -> None:
+async def not_taken(row: int, attempt: int) -> None:
     raise ConcurrencySlotAcquisitionError("503 Service Unavailable")
 
 
@@ -277,10 +277,10 @@ def test_an_engine_that_takes_no_task_fails_that_study_alone_and_for_later(
 def test_a_study_that_was_through_before_the_engine_failed_is_through(
     replayed: Replayed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def through(row: int) -> None:
-        course = reading._courses[row]
+    async def through(row: int, attempt: int) -> None:
+        course = reading._courses[row, attempt]
         course.over = course.register.finish(course.lease, int(time.time()))
-        await not_taken(row)
+        await not_taken(row, attempt)
 
     monkeypatch.setattr(reading, "retrieve", through)
     clinic, before = replayed.clinic(), replayed.ward.folder / "state" / "ledger"
