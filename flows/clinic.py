@@ -24,6 +24,7 @@ from flows.pacs.endpoints import chosen, witnessed
 from flows.polled import poll_settings
 from policies.polling import PollSettings
 from rapha.canonical import digest, digest_of
+from rapha.errors import ConfigurationError
 from rapha.signing import load_private
 from tasks.attempt import Attempt
 from tasks.reading.analyse import AnalyseLimits

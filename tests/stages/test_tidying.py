@@ -54,7 +54,9 @@ def receiver(tmp_path: Path) -> Iterator[tuple[Store, Receiver]]:
     path = tmp_path / "r.sock"
     serving = {"ready": ready.set}
     alarms = Alarms(tmp_path / "alarms.json")
-    threading.Thread(target=daemon.serve, args=(path, lambda: ReceiverSession(store, alarms)), kwargs=serving, daemon=True).start()
+    threading.Thread(
+        target=daemon.serve, args=(path, lambda: ReceiverSession(store, alarms)), kwargs=serving, daemon=True
+    ).start()
     assert ready.wait(30)
     with Receiver(path, folder) as client:
         yield store, client
