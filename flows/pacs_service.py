@@ -37,6 +37,7 @@ from flows.reading_health import overall, reading_components
 from flows.requesting import WANTED, request
 from policies.polling import PollSettings
 from policies.priority import known_priority
+from policies.question import is_day
 from rapha.canonical import digest_of
 from rapha.errors import ConfigurationError, RaphaError, Refusal
 from tasks.attempt import Attempt
@@ -102,17 +103,16 @@ class PACSService:
     ) -> list[dict[str, Any]]:
         """The studies that match, as `Finder.find_studies` shows them.
 
-        study_date_range: first and last day, YYYYMMDD, either of them "" for open; modality: of any of its series. An archive
-        that does not match by a key is held to it here. Raises `Refusal(query-broad)`, `ConfigurationError` date-malformed,
-        pacs-unknown; `PeerError` of the archive.
+        study_date_range: first and last day, YYYYMMDD, either of them "" for open; modality: of any of its series, which are
+        asked where the archive does not say it of the study. Raises `Refusal(query-broad)`, `ConfigurationError` date-malformed,
+        key-malformed, pacs-unknown; `PeerError` of the archive, pacs-answer-outside where it answers beyond the question.
         """
         keys = {"PatientID": patient_id or "", "ModalitiesInStudy": modality or "", "StudyDate": _range(study_date_range)}
         keys = {name: value for name, value in keys.items() if value}
         began = time.monotonic()
         found = Finder(self._archive(pacs), self._places).find_studies(keys)
-        kept = [one for one in found if _matches(one, study_date_range, modality)]
-        log.debug("query_studies: %d of %d answers, %d ms", len(kept), len(found), _since(began))
-        return kept
+        log.debug("query_studies: %d answers, %d ms", len(found), _since(began))
+        return found
 
     def retrieve_study(self, study_instance_uid: str, priority: str = WANTED, *, pacs: str | None = None) -> dict[str, Any]:
         """Fetches the study whole, sealed, and puts it into the register, to be read at `priority`.
@@ -278,16 +278,13 @@ def _range(days: tuple[str, str] | None) -> str:
     """A range of days as a query has it (PS3.4 C.2.2.2.5). Raises `ConfigurationError(date-malformed)`."""
     if days is None:
         return ""
-    if len(days) != 2 or any(day and not (len(day) == 8 and day.isascii() and day.isdecimal()) for day in days):
+    if not isinstance(days, tuple | list) or len(days) != 2 or any(day != "" and not _is_day(day) for day in days):
         raise ConfigurationError(["date-malformed"], 'a range of days is (YYYYMMDD, YYYYMMDD), either of them "" for open')
     first, last = days
+    if first and last and first > last:
+        raise ConfigurationError(["date-malformed"], "the range's first day lies after its last")
     return "" if not first and not last else first if first == last else f"{first}-{last}"
 
 
-def _matches(study: Mapping[str, Any], days: tuple[str, str] | None, modality: str | None) -> bool:
-    """An answer that does not say is kept: an archive need not fill in what it was not asked to show."""
-    if modality and study["modalities"] and modality not in study["modalities"]:
-        return False
-    day = str(study["study_date"])
-    first, last = days or ("", "")
-    return not day or ((not first or day >= first) and (not last or day <= last))
+def _is_day(day: object) -> bool:
+    return isinstance(day, str) and is_day(day)

@@ -30,6 +30,7 @@ CUT_OFF = (0xA700, 0xFE00)
 PENDING, SUCCESS = (0xFF00, 0xFF01), 0x0000
 MOST_CLASSES = 9  # of one C-GET: an association has 128 presentation contexts (PS3.8 9.3.2.2)
 MOST_UIDS = 500  # in one key: a UI value ends at 65,534 bytes in Explicit VR (PS3.5 section 7.1.2)
+FRAME = ("QueryRetrieveLevel", "SpecificCharacterSet")  # the query's own: no key replaces them
 BROKEN_OFF = ("dimse-hung-up", "dimse-timeout", "dimse-slow")  # the association stood, and ended before the answer
 Answer = dict[str, Any]
 
@@ -262,8 +263,8 @@ def query_identifier(level: str, keys: Mapping[str, str | Sequence[str]]) -> Dat
     identifier.SpecificCharacterSet = "ISO_IR 192"
     for keyword, value in keys.items():
         tag = tag_for_keyword(keyword)
-        if tag is None:
-            raise PeerError("dimse-key-unknown", "a query key is no attribute of PS3.6", peer="pacs")
+        if tag is None or keyword in FRAME:
+            raise PeerError("dimse-key-unknown", "a query key is no attribute of PS3.6 that is matched", peer="pacs")
         # What is matched may be a range or a wildcard, and a warning about it would quote it.
         given = value if isinstance(value, str) else list(value)
         identifier.add(DataElement(tag, dictionary_VR(tag), given, validation_mode=IGNORE))

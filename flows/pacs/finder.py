@@ -8,8 +8,10 @@ from pydicom.datadict import tag_for_keyword
 
 from blocks.archive import INSTANCE, MODALITY, SERIES, SOP_CLASS, Archive
 from blocks.pacs import Answer, value_of
+from flows.pacs.asking import ask
 from flows.pacs.saving import check_uid
-from rapha.errors import ConfigurationError, Refusal
+from policies.question import read_question
+from rapha.errors import ConfigurationError
 
 # Name in an answer -> keyword; `modalities` is a list, the counts are numbers or None.
 FIELDS = {
@@ -56,14 +58,11 @@ class Finder:
     def find_studies(self, query_params: Mapping[str, str]) -> list[dict[str, Any]]:
         """Studies that match. query_params: keyword of PS3.6 -> value, ranges and wildcards as PS3.4 C.2.2.2 has them.
 
-        Raises `ConfigurationError(key-malformed)`; `Refusal(query-broad)` where no value bounds it; `PeerError` of the archive.
+        Raises `ConfigurationError` key-malformed, key-control; `Refusal(query-broad)` where no value bounds it; `PeerError`
+        pacs-answer-outside where an answer is not within the keys, and of the archive.
         """
-        if any(tag_for_keyword(name) is None or not isinstance(value, str) for name, value in query_params.items()):
-            raise ConfigurationError(["key-malformed"], "a query has keywords of PS3.6, with texts as values")
-        if not any(value.strip("*? -") for value in query_params.values()):
-            said = "a query must be bound by at least one value that is no wildcard"
-            raise Refusal(["query-broad"], said, gate="pacs", side="job")
-        return [study_row(answer) for answer in self._archive.find_studies(query_params)]
+        question = read_question(query_params.items())
+        return [study_row(answer) for answer in ask(self._archive, question)]
 
     def find_series(self, study_uid: str) -> list[dict[str, Any]]:
         """The series of a study: `series_instance_uid`, `modality`. Raises `PeerError` of the archive."""
