@@ -3,6 +3,7 @@
 The folder is new or empty, its files are numbered and nobody's but their owner's; a name says nothing of what is in it.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from blocks.archive import Archive
 from blocks.reading_settings import BIND, RECEIVER_PLACES
 from blocks.receiver import Receiver
 from rapha.errors import ConfigurationError, PeerError
-from tasks.shared.collect import save_by_get, save_by_move, save_instances
+from tasks.shared.collect import save_by_get, save_by_move, save_instances, wanted_of
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
@@ -50,16 +51,24 @@ def check_uid(uid: str) -> str:
 
 
 def check_folder(out: Path) -> None:
-    """Raises `ConfigurationError(folder-not-empty)`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigurationError(["folder-not-empty"], f"{out} is no empty folder")
+    """The folder is there afterwards, and empty. Raises `ConfigurationError` folder-not-empty, folder-unusable."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigurationError(["folder-not-empty"], f"{out} is no empty folder")
+        out.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise ConfigurationError(["folder-unusable"], "the folder cannot be written")
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        said = error.strerror if isinstance(error, OSError) else "not a name of a folder"
+        raise ConfigurationError(["folder-unusable"], f"the folder cannot be made or used: {said}") from None
 
 
 def save(archive: Archive, wanted: Wanted, out: Path, environment: Mapping[str, str]) -> Saved:
     """Retrieves into the folder, by WADO-RS, C-GET or C-MOVE; every instance that the archive lists, or `PeerError` pacs-….
 
     C-MOVE goes to the receiver that the environment names; where there is none, an archive that was not probed is tried by C-GET.
-    Raises `ConfigurationError` folder-not-empty, retrieve-needs-receiver; `PeerError` of the archive and the receiver.
+    Raises `ConfigurationError` folder-not-empty, folder-unusable, retrieve-needs-receiver; `Refusal` study-, series- or
+    instance-not-found; `PeerError` of the archive and the receiver.
     """
     check_folder(out)
     what = (wanted.study, wanted.series, wanted.instance)
@@ -83,8 +92,7 @@ def receiver_of(environment: Mapping[str, str]) -> Receiver | None:
 
 
 def _by_web(archive: Archive, wanted: Wanted, out: Path) -> Saved:
-    listed = archive.list_study(wanted.study)
-    count = sum(wanted.series in (None, one.series_uid) and wanted.instance in (None, one.sop_uid) for one in listed)
+    count = len(wanted_of(archive.list_study(wanted.study), wanted.series, wanted.instance))
     files, size = save_instances(archive.web(), wanted.study, wanted.series, wanted.instance, out)
     if files != count:
         raise PeerError("pacs-incomplete", f"{files} of {count} listed instances came", peer="pacs")

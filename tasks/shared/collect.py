@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from blocks.archive import Archive
+from blocks.archive import Archive, Listed
 from blocks.instances import SealedReader
 from blocks.pacs import Answer, DicomWeb, value_of
 from blocks.part10 import ContentDigest
@@ -88,8 +88,19 @@ def save_instances(archive: DicomWeb, study: str, series: str | None, instance: 
     return count, size
 
 
+def wanted_of(listed: Sequence[Listed], series: str | None, instance: str | None) -> list[Listed]:
+    """Those of a study's instances that were asked for. Raises `Refusal` study-, series- or instance-not-found for none."""
+    of_series = [one for one in listed if series in (None, one.series_uid)]
+    wanted = [one for one in of_series if instance in (None, one.sop_uid)]
+    if not wanted:
+        what = "instance" if of_series else "series" if listed else "study"
+        raise Refusal([f"{what}-not-found"], f"the archive lists no such {what}", gate="pacs")
+    return wanted
+
+
 def save_by_get(archive: Archive, study: str, series: str | None, instance: str | None, folder: Path) -> tuple[int, int]:
-    """The same by C-GET. Raises `PeerError(pacs-incomplete)` when fewer came than the archive lists."""
+    """The same by C-GET. Raises `PeerError(pacs-incomplete)` when fewer came than the archive lists, and as `wanted_of`."""
+    wanted = wanted_of(archive.list_study(study), series, instance)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     sizes: dict[str, int] = {}
 
@@ -97,8 +108,6 @@ def save_by_get(archive: Archive, study: str, series: str | None, instance: str 
         if sop_uid not in sizes:
             sizes[sop_uid] = _save(folder, len(sizes) + 1, blocks)
 
-    listed = archive.list_study(study)
-    wanted = [one for one in listed if series in (None, one.series_uid) and instance in (None, one.sop_uid)]
     archive.get(study, wanted, keep)
     if {one.sop_uid for one in wanted} != set(sizes):
         raise _incomplete(len(sizes), len(wanted))
@@ -110,10 +119,10 @@ def save_by_move(
 ) -> tuple[int, int]:
     """The same by C-MOVE to the node's receiver, which seals what comes to a key that only this call has, and then lets go of it.
 
-    Raises `PeerError` pacs-incomplete, receiver-…, that of an association which broke; `Refusal` arrival-conflict, sealed-….
+    Raises `PeerError` pacs-incomplete, receiver-…, that of an association which broke; `Refusal` arrival-conflict, sealed-…, and
+    as `wanted_of`.
     """
-    listed = archive.list_study(study)
-    wanted = [one for one in listed if series in (None, one.series_uid) and instance in (None, one.sop_uid)]
+    wanted = wanted_of(archive.list_study(study), series, instance)
     names, key = {one.sop_uid for one in wanted}, X25519PrivateKey.generate()
     number = receiver.message_id()
     ticket = receiver.expect(archive.endpoint.calling_ae_title, number, sorted(names), seal_to=key.public_key())
@@ -159,6 +168,8 @@ def _save(folder: Path, number: int, blocks: Iterable[bytes]) -> int:
         with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as stream:
             size = sum(stream.write(block) for block in blocks)
         half.rename(path)
+    except OSError as error:
+        raise PeerError("folder-unwritable", f"a file cannot be kept: {error.strerror}", peer="disk") from None
     finally:
         half.unlink(missing_ok=True)
     return size
