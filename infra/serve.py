@@ -6,6 +6,7 @@ The pseudonym key reaches the reader and nobody else, the key of the receiver's 
 """
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -141,6 +142,7 @@ def main() -> int:
     parser.add_argument("--health-port", type=int, default=4208)
     parser.add_argument("--namespace", default=None)
     parser.add_argument("--only", choices=("train", "read"))
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout once everything runs, or why not")
     options = parser.parse_args()
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -151,6 +153,8 @@ def main() -> int:
         group = Supervisor(private(state) / "logs")
         return _served(group, state, settings, options, over)
     except RaphaError as error:
+        if options.json:
+            print(json.dumps({"codes": list(error.codes), "error": error.message}))
         print(f"serve: {', '.join(error.codes)}: {error.message}", file=sys.stderr)
         return error.exit_status
 
@@ -187,7 +191,8 @@ def _served(group: Supervisor, state: Path, settings: Settings | None, options: 
         shift = reading.shift({**base, **engine, **flow_settings(os.environ)}) if wanted else []
         group.start(working, *([webhook(settings, os.environ, engine)] if settings else []), *shift)
         deployed(deployment)
-        print(f"ready\nengine: http://127.0.0.1:{options.engine_port}", flush=True)
+        address = f"http://127.0.0.1:{options.engine_port}"
+        print(json.dumps({"ready": True, "engine": address}) if options.json else f"ready\nengine: {address}", flush=True)
         group.watch(over.is_set)
     finally:
         group.stop()

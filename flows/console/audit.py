@@ -23,12 +23,12 @@ from policies.audit_events import KINDS
 from policies.audit_message import date_time, parse
 from policies.audit_report import Recorded, report
 from policies.audit_syslog import framed
-from rapha.console.app import AsJson, Result
+from rapha.console.app import AsJson, AtMost, Result
 from rapha.errors import ConfigurationError, Refusal
 
 Form = Literal["files", "lines", "syslog"]
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d(:\d\d)?([Zz]|[+-]\d\d:\d\d)?)?")
-_PSEUDONYM = re.compile(r"[0-9a-f]{64}")
+_PSEUDONYM = re.compile(r"[0-9a-fA-F]{64}")
 _EVERY = 5000
 
 
@@ -68,7 +68,7 @@ class Filter:
             until=_moment(self.until, end=True),
             kinds=tuple(self.kind or ()),
             outcomes=tuple(self.outcome or ()),
-            pseudonym=self.pseudonym or "",
+            pseudonym=(self.pseudonym or "").lower(),
             **hashed,
         )
 
@@ -84,14 +84,15 @@ def register(app: cyclopts.App) -> None:
     app.command(audit)
 
 
-def search(which: Filter | None = None, *, limit: int = 100, as_json: AsJson = False) -> Result:
+def search(which: Filter | None = None, *, limit: AtMost = 100, as_json: AsJson = False) -> Result:
     """What was done: time, kind, outcome, and the pseudonyms of who and whom.
+
+    Example: `rapha audit search --kind query --since 2026-11-01`
 
     Parameters
     ----------
-    limit: the newest so many; 0 for all.
-
-    Example: `rapha audit search --kind query --since 2026-11-01`
+    limit
+        The newest so many; 0 for all.
     """
     trail = open_audit_trail(os.environ, make=False)
     wanted = (which or Filter()).wanted(trail)
@@ -128,12 +129,13 @@ def report_counts(which: Filter | None = None, *, as_json: AsJson = False) -> Re
 def export(to: Path, which: Filter | None = None, *, form: Form = "files", as_json: AsJson = False) -> Result:
     """The DICOM audit messages, decrypted: they name patients. Files are made with mode 600.
 
+    Example: `rapha audit export ./november --since 2026-11-01 --until 2026-11-30`
+
     Parameters
     ----------
-    to: a folder that is not there yet (files: one XML a message), or a file that is not there yet (lines: one message a line;
+    to
+        A folder that is not there yet (files: one XML a message), or a file that is not there yet (lines: one message a line;
         syslog: RFC 5424 messages framed for TLS).
-
-    Example: `rapha audit export ./november --since 2026-11-01 --until 2026-11-30`
     """
     trail = open_audit_trail(os.environ, make=False)
     wanted = (which or Filter()).wanted(trail)

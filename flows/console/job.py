@@ -26,7 +26,7 @@ from policies.intake import IntakeLimits
 from policies.site import read_section
 from rapha.canonical import is_digest
 from rapha.console.announce import JOB
-from rapha.console.app import AsJson, Result, group
+from rapha.console.app import AsJson, AtMost, Result, group
 from rapha.declaration import MAX_DECLARATION
 from rapha.errors import Refusal
 from rapha.files import read_regular
@@ -130,7 +130,7 @@ def status(job: str, *, as_json: AsJson = False) -> Result:
     return _shown(with_register, _known(with_register, job))
 
 
-def list_jobs(*, owner: str | None = None, limit: int = 50, as_json: AsJson = False) -> Result:
+def list_jobs(*, owner: str | None = None, limit: AtMost = 50, as_json: AsJson = False) -> Result:
     """The newest jobs, of one owner or of all.
 
     Example: `rapha job list --owner team-a`
@@ -166,13 +166,16 @@ def fetch(job: str, *, key: Path, out: Path, as_json: AsJson = False) -> Result:
     Anyone can seal something to a public key: nothing is written to OUT unless the receipt is signed by this node, is of this
     job, attempt and mode, and names the sealed file and the opened files by their digests.
 
+    Example: `rapha job fetch sha256:9f86d0… --key team.x25519.pem --out result/`
+
     Parameters
     ----------
-    job: the job's id.
-    key: the X25519 private key (PEM, mode 0600) whose public half the declaration names.
-    out: a folder for weights and metrics; files there are not overwritten.
-
-    Example: `rapha job fetch sha256:9f86d0… --key team.x25519.pem --out result/`
+    job
+        The job's id.
+    key
+        The X25519 private key (PEM, mode 0600) whose public half the declaration names.
+    out
+        A folder for weights and metrics; files there are not overwritten.
     """
     settings = load(os.environ, without=(READER_ALONE,))
     found = _known(node_register(settings), job)

@@ -14,7 +14,7 @@ from blocks.audit import Act, audited, open_audit_trail
 from blocks.reading import open_reading_register
 from flows.console.announce import COMMANDS
 from flows.person import person
-from rapha.console.app import AsJson, Result
+from rapha.console.app import AsJson, AtMost, Result
 from rapha.errors import ConfigurationError, Refusal
 
 Person = Annotated[str | None, Parameter(help="Who has it, where that is not the one at the keyboard.")]
@@ -30,7 +30,9 @@ def register(app: cyclopts.App) -> None:
     app.command(notify)
 
 
-def list_notices(*, every: Annotated[bool, Parameter(name="--all")] = False, limit: int = 100, as_json: AsJson = False) -> Result:
+def list_notices(
+    *, every: Annotated[bool, Parameter(name="--all")] = False, limit: AtMost = 100, as_json: AsJson = False
+) -> Result:
     """What is still owed: not sent, taken by no channel, or critical and not acknowledged. `--all`: every notice there is.
 
     Example: `rapha notify list`

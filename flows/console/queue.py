@@ -10,7 +10,7 @@ from blocks.audit import Act, Patient, Study, audited, open_audit_trail
 from blocks.reading import open_reading_register
 from flows.person import person
 from policies.priority import known_priority
-from rapha.console.app import AsJson, Result
+from rapha.console.app import AsJson, AtMost, Result
 
 
 def register(app: cyclopts.App) -> None:
@@ -22,7 +22,7 @@ def register(app: cyclopts.App) -> None:
     app.command(queue)
 
 
-def list_queue(*, limit: int = 100, as_json: AsJson = False) -> Result:
+def list_queue(*, limit: AtMost = 100, as_json: AsJson = False) -> Result:
     """The studies that wait or are worked on, in the order of their turn.
 
     Example: `rapha queue list`

@@ -31,10 +31,13 @@ def serve(
     only: Annotated[
         Half | None, Parameter(help="One half of a node: train, or read. Each that is configured, when left out.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """The node: engine, worker, webhook, keeper, reader, launcher and attester as one supervised process group.
 
-    Where it reads too: receiver, study reader, launcher of models. Starts only with complete settings.
+    Where it reads too: receiver, study reader, launcher of models. Starts only with complete settings. With --json one object,
+    {"ready": true, "engine": address}, stands on stdout once all of them run.
+
     Example: `rapha serve --engine-port 4200`
     """
     wanted = halves(os.environ, only)
@@ -45,6 +48,7 @@ def serve(
     arguments = ["--engine-port", str(engine_port), "--health-port", str(health_port)]
     arguments += ["--only", only] if only else []
     arguments += ["--namespace", namespace] if namespace else []
+    arguments += ["--json"] if as_json else []
     replace_process("infra.serve", arguments)
 
 

@@ -14,6 +14,7 @@ from blocks.halves import halves
 from blocks.profile import load_profile
 from blocks.reading import open_reading_register
 from blocks.reading_settings import reading_values
+from flows.console.progress import shown
 from flows.doctor import examine
 from flows.node import Node
 from flows.reading_health import overall, reading_components
@@ -33,7 +34,7 @@ def health(*, as_json: AsJson = False) -> Result:
     Example: `rapha health`
     """
     there = halves()
-    with ThreadPoolExecutor(len(there)) as pool:
+    with shown("looking at each component"), ThreadPoolExecutor(len(there)) as pool:
         asked = [pool.submit(_LOOKS[half], os.environ) for half in there]
         found = {name: code for one in asked for name, code in one.result().items()}
     components = {name: code or "healthy" for name, code in found.items()}

@@ -7,7 +7,7 @@ import json as jsonlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,10 +15,13 @@ from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from rapha.errors import RaphaError, Refusal
 
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object and nothing else.")]
+Some = Annotated[int, Parameter(validator=Number(gte=1))]
+AtMost = Annotated[int, Parameter(validator=Number(gte=0))]
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(app: cyclopts.App, argv: Sequence[str]) -> int:
     """Runs one command and prints its result; the exit status."""
-    as_json = "--json" in argv
+    as_json = _wants_json(argv)
     try:
         result = app(argv, exit_on_error=False, print_error=not as_json, result_action="return_value")
     except cyclopts.CycloptsError as error:
         return _failed(as_json, 2, ["usage"], str(error).strip())
     except RaphaError as error:
-        return _failed(as_json, error.exit_status, error.codes, error.message, error)
+        return _failed(as_json, error.exit_status, error.codes, error.message, _verdict(error, argv))
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # the console's boundary: a bug shows its type and place, never a value
@@ -87,24 +90,43 @@ def run(app: cyclopts.App, argv: Sequence[str]) -> int:
     return _printed(as_json, result)
 
 
+def _wants_json(argv: Sequence[str]) -> bool:
+    """Also where the rest of the line is wrong; as a switch is written: `--json`, `--json=true`."""
+    given = [word.partition("=")[2] for word in list(argv)[: argv.index("--") if "--" in argv else None] if _is_switch(word)]
+    return bool(given) and given[-1].lower() in ("", "true", "yes", "y", "t", "1", "on")
+
+
+def _is_switch(word: str) -> bool:
+    return word == "--json" or word.startswith("--json=")
+
+
+def mode() -> str:
+    """What a verdict of this console is stamped with: production only where the node is set so."""
+    return "production" if os.environ.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") == "true" else "development"
+
+
 def _printed(as_json: bool, result: object) -> int:
     if not isinstance(result, Result):
         return 0
     if as_json:
-        _print(jsonlib.dumps(result.data, ensure_ascii=False))
+        stamp = {"mode": mode()} if "verdict" in result.data else {}
+        _print(jsonlib.dumps({**stamp, **result.data}, ensure_ascii=False))
     else:
         _print("\n".join(result.lines))
     return result.status
 
 
-def _failed(as_json: bool, status: int, codes: Sequence[str], message: str, error: RaphaError | None = None) -> int:
-    verdict = (
-        {"verdict": "refused", "gate": error.gate, "subject": error.subject, "side": error.side}
-        if isinstance(error, Refusal)
-        else {}
-    )
+def _verdict(error: RaphaError, argv: Sequence[str]) -> dict[str, str]:
+    """What a refusal says beside its codes; one that no gate named is the command's own."""
+    if not isinstance(error, Refusal):
+        return {}
+    gate = error.gate or (argv[0] if argv else "")
+    return {"verdict": "refused", "gate": gate, "subject": error.subject, "side": error.side, "mode": mode()}
+
+
+def _failed(as_json: bool, status: int, codes: Sequence[str], message: str, verdict: Mapping[str, str] | None = None) -> int:
     if as_json:
-        _print(jsonlib.dumps({**verdict, "codes": list(codes), "error": message}, ensure_ascii=False))
+        _print(jsonlib.dumps({**(verdict or {}), "codes": list(codes), "error": message}, ensure_ascii=False))
     else:
         print(f"{'refused' if verdict else 'error'}: {', '.join(codes)}\n  {message}", file=sys.stderr)
     return status

@@ -42,15 +42,20 @@ def new(
 ) -> Result:
     """Write a template declaration to PATH: strict, unsigned, every field there to be filled in.
 
+    Example: `rapha job new job.json --node st-elsewhere --owner team-a --workload bundle.tar --recipient-key team.x25519.pem`
+
     Parameters
     ----------
-    path: where to write it; a file that exists is left alone.
-    workload: the source bundle (tar); its digest is filled in.
-    workload_signature: the document that signs the workload; its digest is filled in.
-    base_weights: weights to fine-tune from; their digest is filled in.
-    recipient_key: the X25519 private key (PEM) that opens the result; made where it is missing.
-
-    Example: `rapha job new job.json --node st-elsewhere --owner team-a --workload bundle.tar --recipient-key team.x25519.pem`
+    path
+        Where to write it; a file that exists is left alone.
+    workload
+        The source bundle (tar); its digest is filled in.
+    workload_signature
+        The document that signs the workload; its digest is filled in.
+    base_weights
+        Weights to fine-tune from; their digest is filled in.
+    recipient_key
+        The X25519 private key (PEM) that opens the result; made where it is missing.
     """
     if path.exists():
         raise ConfigurationError(["file-exists"], f"{path} exists; remove it or choose another name")
@@ -76,13 +81,16 @@ def sign_declaration(
 ) -> Result:
     """Sign the declaration at PATH in the role ai-team and print the job's id.
 
+    Example: `rapha job sign job.json --key team.ed25519.pem`
+
     Parameters
     ----------
-    path: the declaration.
-    key: an Ed25519 private key (PEM, mode 0600).
-    out: where to write the signed declaration; PATH itself by default.
-
-    Example: `rapha job sign job.json --key team.ed25519.pem`
+    path
+        The declaration.
+    key
+        An Ed25519 private key (PEM, mode 0600).
+    out
+        Where to write the signed declaration; PATH itself by default.
     """
     _, document, job = read_declaration(_read(path))
     signed = sign(unsigned(document), JOB_TYPE, load_private(key), "ai-team")

@@ -9,10 +9,11 @@ import cyclopts
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cyclopts import Parameter
 
+from rapha.canonical import digest_file
 from rapha.console.announce import LEDGER
 from rapha.console.app import AsJson, Result, group
 from rapha.errors import ConfigurationError
-from rapha.ledger import Report, examine
+from rapha.ledger import ENTRIES, Report, examine
 from rapha.signing import load_public
 from rapha.trail import Kept, is_trail, read_kept, verify_trail
 
@@ -32,15 +33,18 @@ def verify_ledger(
 
     An audit trail is checked segment by segment, without its decryption key.
 
+    Example: `rapha ledger verify /var/lib/rapha/ledger --key node-ledger.pem`
+
     Parameters
     ----------
-    path: the ledger's or the audit trail's folder; RAPHA_LEDGER_PATH, else `ledger` in RAPHA_STATE_DIR or here.
-    key: the node's public ledger (or audit) key (PEM). Without it the key that the folder itself names is used, which shows
+    path
+        The ledger's or the audit trail's folder; RAPHA_LEDGER_PATH, else `ledger` in RAPHA_STATE_DIR or here.
+    key
+        The node's public ledger (or audit) key (PEM). Without it the key that the folder itself names is used, which shows
         accidents and careless edits, not a ledger that was written anew as a whole.
-    head: a head that was kept elsewhere: what `--json` printed once, or a copy of a `head.json`. Without one, a folder that was
-        set back to an older copy of itself is whole.
-
-    Example: `rapha ledger verify /var/lib/rapha/ledger --key node-ledger.pem`
+    head
+        A head that was kept elsewhere: what `--json` printed once, or a copy of a `head.json`. Without one, a folder that was set
+        back to an older copy of itself is whole.
     """
     folder = path or Path(os.environ.get("RAPHA_STATE_DIR", ".")) / "ledger"
     if key is not None and not key.exists():
@@ -49,8 +53,17 @@ def verify_ledger(
     report = verify_trail(folder, public, kept) if is_trail(folder) else _verified(folder, public, kept)
     codes = [] if report.ok else [f"ledger-{report.kind}"]
     data = {**report.to_json(), "verdict": "cleared" if report.ok else "refused", "gate": "ledger", "codes": codes}
-    data |= {"subject": report.head, "key": "given" if key else "own"}
+    data |= {"subject": report.head or _digest(folder), "key": "given" if key else "own"}
     return Result(data, _lines(data), 0 if report.ok else 3)
+
+
+def _digest(folder: Path) -> str:
+    """Of the entries as they lie there, where no chain could be followed; "" where there are none."""
+    try:
+        with (folder / ENTRIES).open("rb") as stream:
+            return digest_file(stream)
+    except OSError:
+        return ""
 
 
 def _verified(folder: Path, key: Ed25519PublicKey | None, kept: Kept | None) -> Report:
