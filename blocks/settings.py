@@ -241,7 +241,7 @@ def _peer_problems(environment: Mapping[str, str], *, production: bool) -> dict[
         text = environment.get(name, "")
         several = text.split(",") if name == "RAPHA_ATTESTOR_URL" else [text]  # attestors stand with commas between them
         for url in several if text.strip() else ():
-            found |= _url_problem(name, url, production=production)
+            found |= url_problem(name, url, production=production)
     text = environment.get("RAPHA_CHAIN_ID", "")
     if text and not (text.isascii() and text.isdecimal() and len(text) < 16):
         found["bad-chain-id"] = "RAPHA_CHAIN_ID is not a number"
@@ -250,7 +250,8 @@ def _peer_problems(environment: Mapping[str, str], *, production: bool) -> dict[
     return found
 
 
-def _url_problem(name: str, url: str, *, production: bool) -> dict[str, str]:
+def url_problem(name: str, url: str, *, production: bool) -> dict[str, str]:
+    """code -> sentence, where a peer's address is none, or not for this mode: loopback in development, https in production."""
     if not is_plain(url):
         return {f"bad-{_kebab(name)}": f"{name} is not a plain http(s) URL"}
     loopback = is_loopback(url)

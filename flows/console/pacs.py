@@ -4,7 +4,6 @@ import base64
 import binascii
 import json
 import os
-import re
 import secrets
 import sys
 import time
@@ -18,38 +17,39 @@ import cyclopts
 from cyclopts import Parameter
 from pydicom import dcmread
 from pydicom.datadict import dictionary_keyword, tag_for_keyword
-from pydicom.errors import InvalidDicomError
 
 from blocks.archive import Archive, Capabilities, Listed, attributes_digest
 from blocks.audit import open_audit_trail
 from blocks.dimse.services import ToStore
+from blocks.elements import read_whole
 from blocks.endpoint import Endpoint
-from blocks.pacs import Answer, value_of
-from blocks.part10 import MAX_META, read_meta
+from blocks.pacs import Answer
+from blocks.part10 import UNREADABLE
 from blocks.profile import load_profile
 from blocks.receiver import Receiver
+from blocks.settings import url_problem
 from blocks.witnessed import WitnessedArchive
+from flows.console.progress import shown
 from flows.console.watermark import watermark
+from flows.pacs.asking import UNIQUE, Level, ask
 from flows.pacs.retriever import exported
 from flows.pacs.saving import Wanted, check_folder, receiver_of, save
 from flows.person import person
 from policies.manifest import MAX_MANIFEST, read_manifest
 from policies.minimise import minimise_counted, project_key
+from policies.question import Question, read_question
 from policies.uid import derived_uid
-from rapha.canonical import parse
-from rapha.console.app import AsJson, Result, group
-from rapha.errors import ConfigurationError, PeerError, Refusal
-from rapha.files import read_regular
+from rapha.canonical import digest_file, parse
+from rapha.console.app import AsJson, Result, Some, group
+from rapha.errors import ConfigurationError, Refusal
+from rapha.files import open_regular, read_regular
 from tasks.shared import probe as probing
 
 MAX_INPUT = 64 << 20
 NO_PROJECT = "no-project"  # pseudonyms that join to no project's
-UNIQUE = {"study": "0020000D", "series": "0020000E", "instance": "00080018"}
-Level = Literal["study", "series", "instance"]
 Proof = Literal["auto", "commitment", "read-back"]
 COMMITMENT, COMMIT_SECONDS = "storage commitment", 60.0
 Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name in the profile; without one, `primary`.")]
-_FIELDS = ("00100020", "00080060", "00080020", "00180015")
 _SHOWN = ("StudyDate", "Modality", "ModalitiesInStudy", "BodyPartExamined", "PatientID", "PatientName", "AccessionNumber")
 
 
@@ -85,10 +85,11 @@ def minimise_file(file: Path | None = None, *, project: str | None = None, as_js
     return Result(data, [json.dumps(kept if isinstance(given, list) else kept[0], ensure_ascii=False)])
 
 
-def find(*keys: str, pacs: Pacs = "primary", level: Level = "study", limit: int = 50, as_json: AsJson = False) -> Result:
+def find(*keys: str, pacs: Pacs = "primary", level: Level = "study", limit: Some = 50, as_json: AsJson = False) -> Result:
     """Find studies, series or instances by KEYWORD=VALUE, and show them with their identifiers.
 
-    At least one key must bound the question: an empty one or only wildcards refuses.
+    At least one key of a patient, study, series or instance must bound the question: an empty one or only wildcards refuses. An
+    archive that answers beyond it is a failed peer, and nothing is shown.
 
     Example: `rapha pacs find --pacs primary StudyDate=20240101-20240107 ModalitiesInStudy=DX`
 
@@ -97,33 +98,11 @@ def find(*keys: str, pacs: Pacs = "primary", level: Level = "study", limit: int 
     keys
         Attribute keywords or tags, such as StudyDate=20240101-20240131 ModalitiesInStudy=CT PatientID=12345678.
     """
-    filters = _filters(keys)
-    archive = _archive(pacs)
-    if level == "study":
-        found = _studies(archive, filters, limit)
-    else:
-        found = list({value_of(answer, UNIQUE[level]): answer for answer in _below(archive, filters)}.values())[:limit]
+    question = _question(keys)
+    found = ask(_archive(pacs), question, level, limit)
     rows = [_row(answer, level) for answer in found]
     lines = ["  ".join(f"{name}={value}" for name, value in row.items()) for row in rows]
     return Result({"level": level, "count": len(rows), "found": rows}, lines or ["nothing found"])
-
-
-def _studies(archive: Archive, filters: dict[str, str], limit: int) -> list[Answer]:
-    if archive.endpoint.port:
-        return archive.find_studies(filters)[:limit]
-    with _told(archive, "STUDY", filters):
-        return archive.web().list_studies(filters, ("ModalitiesInStudy",), limit=limit)
-
-
-def _below(archive: Archive, filters: dict[str, str]) -> list[Answer]:
-    """Every instance of what matches. DIMSE asks from the study down: not every archive is relational."""
-    if not archive.endpoint.port:
-        with _told(archive, "IMAGE", filters):
-            return archive.web().list_instances(filters, ("0020000D", "0020000E", "00080018", *_FIELDS))
-    found: list[Answer] = []
-    for study in archive.find_studies(filters):
-        found += [{**study, **image} for image in archive.find_instances(value_of(study, UNIQUE["study"]))]
-    return found
 
 
 def retrieve(
@@ -149,10 +128,11 @@ def retrieve(
     wanted = Wanted(study=study, series=series, instance=instance)
     check_folder(out)
     archive = _archive(pacs)
-    if isinstance(archive, WitnessedArchive):
-        saved = exported(archive, wanted, out, os.environ)
-    else:
-        saved = save(archive, wanted, out, os.environ)
+    with shown(lambda: f"retrieving: {sum(1 for _ in out.glob('*.dcm'))} instances"):
+        if isinstance(archive, WitnessedArchive):
+            saved = exported(archive, wanted, out, os.environ)
+        else:
+            saved = save(archive, wanted, out, os.environ)
     data = {"files": saved.files, "bytes": saved.size, "out": str(out), "method": saved.method}
     return Result(data, [f"{saved.files} instances, {saved.size} bytes in {out}"])
 
@@ -176,8 +156,8 @@ def probe(*, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
 
     Example: `rapha pacs probe --pacs primary`
     """
-    archive = _archive(pacs)
-    with _told(archive, "STUDY", {}):
+    archive = _archive(pacs, known=False)
+    with _told(archive, "STUDY", {}), shown("asking what it can do"):
         record = probing.probe(archive, int(time.time()))
     path = probing.write_record(_capabilities(), record)
     limit = record.get("limit", {})
@@ -201,11 +181,12 @@ def store(*files: Path, pacs: Pacs = "primary", as_json: AsJson = False) -> Resu
     """
     archive, outcomes = _archive(pacs), list[str]()
     for study, objects in _by_study(files).items():
-        stored = archive.store(study, objects)
-        known = [one for one in objects if stored[one.sop_instance] == "known"]
-        if any(_held(archive, study, one) is False for one in known):
-            said = "the archive holds another object under a UID that was sent"
-            raise Refusal(["store-conflict"], said, gate="pacs")
+        with shown(f"storing: {len(outcomes)} of {len(files)} files done"):
+            stored = archive.store(study, objects)
+            known = [one for one in objects if stored[one.sop_instance] == "known"]
+            for other in (one for one in known if _held(archive, study, one) is False):
+                said = "the archive holds another object under a UID that was sent"
+                raise Refusal(["store-conflict"], said, gate="pacs", subject=_digest(other))
         outcomes += stored.values()
     counts = dict(Counter(outcomes))
     return Result({"pacs": pacs, **counts}, [f"{count} {outcome}" for outcome, count in counts.items()])
@@ -225,21 +206,26 @@ def commit(*files: Path, pacs: Pacs = "primary", by: Proof = "auto", as_json: As
         One of the two ways alone.
     """
     archive, studies = _archive(pacs), _by_study(files)
-    receiver = receiver_of(os.environ)
-    how = by if by != "auto" else "commitment" if COMMITMENT in archive.capabilities.services and receiver else "read-back"
+    commits = by == "commitment" or (by == "auto" and COMMITMENT in archive.capabilities.services)
+    receiver = receiver_of(os.environ) if commits else None
+    how = "commitment" if by == "commitment" or receiver else "read-back"
     everything = [(study, one) for study, objects in studies.items() for one in objects]
-    if how == "commitment":
-        held = _committed(archive, [one for _, one in everything], receiver)
-    else:
-        held = sum(_held(archive, study, one) is True for study, one in everything)
-    if lost := len(everything) - held:
-        raise Refusal(["not-committed"], f"the archive does not hold {lost} of {len(everything)} files as they are", gate="pacs")
+    with shown(f"asking about {len(everything)} files"):
+        if how == "commitment":
+            committed = _committed(archive, [one for _, one in everything], receiver)
+            lost = [one for _, one in everything if one.sop_instance not in committed]
+        else:
+            lost = [one for study, one in everything if _held(archive, study, one) is not True]
+    held = len(everything) - len(lost)
+    if lost:
+        said = f"the archive does not hold {len(lost)} of {len(everything)} files as they are"
+        raise Refusal(["not-committed"], said, gate="pacs", subject=_digest(lost[0]))
     said = "commits to" if how == "commitment" else "gives back, every attribute the same,"
     return Result({"pacs": pacs, "held": held, "by": how}, [f"{pacs} {said} {held} files"])
 
 
-def _committed(archive: Archive, objects: Sequence[ToStore], receiver: Receiver | None) -> int:
-    """How many of them it commits to. The report comes on our association, or at the receiver where there is one."""
+def _committed(archive: Archive, objects: Sequence[ToStore], receiver: Receiver | None) -> frozenset[str]:
+    """Which of them it commits to, by their UIDs. The report comes on our association, or at the receiver where there is one."""
     asked = [(one.sop_class, one.sop_instance) for one in objects]
     transaction = derived_uid("transaction", [secrets.token_hex(16)])
     if receiver is None:
@@ -247,12 +233,17 @@ def _committed(archive: Archive, objects: Sequence[ToStore], receiver: Receiver 
     else:
         with receiver:
             report = archive.commit(asked, transaction, seconds=COMMIT_SECONDS, elsewhere=receiver.commitment)
-    return sum(one.sop_instance in report.committed for one in objects)
+    return report.committed
+
+
+def _digest(one: ToStore) -> str:
+    with open_regular(one.path, "file-unreadable") as stream:
+        return digest_file(stream)
 
 
 def _held(archive: Archive, study: str, one: ToStore) -> bool | None:
     """Whether the archive gives the file back as it is; None where it gives nothing back."""
-    series = str(dcmread(one.path, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True).SeriesInstanceUID)
+    _, series = _names(one.path) or ("", "")
     found = archive.read_back(study, Listed(one.sop_instance, one.sop_class, series))
     return None if found is None else found == attributes_digest(one.path.read_bytes())
 
@@ -262,15 +253,21 @@ def _by_study(files: Sequence[Path]) -> dict[str, list[ToStore]]:
         raise ConfigurationError(["file-missing"], "name at least one DICOM file")
     found: dict[str, list[ToStore]] = {}
     for path in files:
-        try:
-            meta = read_meta(read_regular(path, MAX_META, "file-unreadable"))
-            study = str(dcmread(path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
-        except (PeerError, InvalidDicomError, AttributeError, ValueError, EOFError):
-            meta = None
-        if meta is None:
-            raise ConfigurationError(["file-not-dicom"], f"{path} is no DICOM file (PS3.10)")
-        found.setdefault(study, []).append(ToStore(path, meta.sop_class, meta.sop_instance, meta.transfer_syntax))
+        meta, names = read_whole(path, "file-unreadable"), _names(path)
+        if meta is None or names is None:
+            raise ConfigurationError(["file-not-dicom"], f"{path} is no DICOM file (PS3.10), or not a whole one")
+        found.setdefault(names[0], []).append(ToStore(path, meta.sop_class, meta.sop_instance, meta.transfer_syntax))
     return found
+
+
+def _names(path: Path) -> tuple[str, str] | None:
+    """The UIDs of its study and series."""
+    try:
+        read = dcmread(path, stop_before_pixels=True, specific_tags=["StudyInstanceUID", "SeriesInstanceUID"])
+        names = str(read.StudyInstanceUID), str(read.SeriesInstanceUID)
+    except UNREADABLE:
+        return None
+    return names if all(names) else None
 
 
 def _capabilities() -> Path:
@@ -280,8 +277,11 @@ def _capabilities() -> Path:
     return Path(state) / "capabilities"
 
 
-def _archive(name: str) -> Archive:
-    """An endpoint of the profile at RAPHA_PROFILE_PATH; without a profile `primary` is RAPHA_DICOMWEB_BASE_URL."""
+def _archive(name: str, *, known: bool = True) -> Archive:
+    """An endpoint of the profile at RAPHA_PROFILE_PATH; without a profile `primary` is RAPHA_DICOMWEB_BASE_URL.
+
+    known: with what its last probe found; a probe does without, so that it mends a record that cannot be read.
+    """
     bundle = os.environ.get("RAPHA_CA_BUNDLE", "").strip()
     profile = os.environ.get("RAPHA_PROFILE_PATH", "").strip()
     if profile:
@@ -289,13 +289,16 @@ def _archive(name: str) -> Archive:
         if name not in endpoints:
             raise ConfigurationError(["pacs-unknown"], f"no endpoint of this name is configured; there is {', '.join(endpoints)}")
         state = os.environ.get("RAPHA_STATE_DIR", "").strip()
-        known = probing.read_record(Path(state) / "capabilities", name) if state else Capabilities()
-        return _witnessed(Archive(endpoints[name], known, ca=Path(bundle) if bundle else None))
+        found = probing.read_record(Path(state) / "capabilities", name) if state and known else Capabilities()
+        return _witnessed(Archive(endpoints[name], found, ca=Path(bundle) if bundle else None))
     if name != "primary":
         raise ConfigurationError(["pacs-unknown"], "no endpoint of this name is configured; there is `primary`")
     url = os.environ.get("RAPHA_DICOMWEB_BASE_URL", "").strip()
     if not url:
         raise ConfigurationError(["missing-dicomweb-base-url"], "RAPHA_DICOMWEB_BASE_URL is not set, nor RAPHA_PROFILE_PATH")
+    production = os.environ.get("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION") == "true"
+    if wrong := url_problem("RAPHA_DICOMWEB_BASE_URL", url, production=production):
+        raise ConfigurationError(sorted(wrong), "; ".join(wrong.values()))
     endpoint = Endpoint(name=name, host="", port=0, ae_title="", calling_ae_title="", dicomweb_url=url)
     return _witnessed(Archive(endpoint, ca=Path(bundle) if bundle else None))
 
@@ -312,21 +315,14 @@ def _told(archive: Archive, level: str, filters: Mapping[str, str]) -> AbstractC
     return archive.query(level, filters) if isinstance(archive, WitnessedArchive) else nullcontext()
 
 
-def _filters(keys: tuple[str, ...]) -> dict[str, str]:
-    filters: dict[str, str] = {}
-    for key in keys:
-        name, equals, value = key.partition("=")
-        tag = tag_for_keyword(name) if not re.fullmatch(r"[0-9A-Fa-f]{8}", name) else int(name, 16)
-        if not equals or tag is None or name in filters:
-            raise ConfigurationError(["key-malformed"], "give each key once, as KEYWORD=VALUE with a keyword of PS3.6")
-        filters[name] = value
-    if not any(value.strip("*? -") for value in filters.values()):
-        raise Refusal(["query-broad"], "a query must be bound by at least one value that is no wildcard", gate="pacs", side="job")
-    return filters
+def _question(keys: tuple[str, ...]) -> Question:
+    if not all("=" in key for key in keys):
+        raise ConfigurationError(["key-malformed"], "give each key as KEYWORD=VALUE, with a keyword or a tag of PS3.6")
+    return read_question((name, value) for name, _, value in (key.partition("=") for key in keys))
 
 
 def _row(answer: Answer, level: str) -> dict[str, str]:
-    tags = [UNIQUE[name] for name in ("study", "series", "instance") if name in (level, "study") or level == "instance"]
+    tags = [tag for name, tag in UNIQUE.items() if name in (level, "study") or level == "instance"]
     named = [f"{tag_for_keyword(name):08X}" for name in _SHOWN]
     return {dictionary_keyword(tag): text for tag in (*tags, *named) if (text := _text(answer, tag))}
 

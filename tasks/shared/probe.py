@@ -159,12 +159,15 @@ def read_record(folder: Path, name: str) -> Capabilities:
         raw = (folder / f"{name}.json").read_bytes()
     except FileNotFoundError:
         return Capabilities()
+    except OSError:
+        raw = b""
     try:
         record = parse(raw, limit=MAX_RECORD, what="capability record")
         named = (frozenset(map(str, record["services"])), frozenset(map(str, record["stores"])))
         return Capabilities(*named, str(record["at"]), _limit(record.get("limit") or {}))
     except (Refusal, KeyError, TypeError, AttributeError, json.JSONDecodeError):
-        raise Refusal(["capabilities-odd"], "the capability record is not one that a probe wrote: probe again") from None
+        said = "the capability record is not one that a probe wrote: probe again"
+        raise Refusal(["capabilities-odd"], said, gate="pacs") from None
 
 
 def _limit(found: Mapping[str, Any]) -> int | None:

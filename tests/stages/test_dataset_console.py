@@ -215,8 +215,9 @@ def test_retrieve_takes_uids_only(rapha, tmp_path, uid):
     assert not (tmp_path / "x").exists()
 
 
-def test_what_the_archive_has_not_is_a_failed_peer(rapha, tmp_path):
-    assert rapha("pacs", "retrieve", "1.2.3", "--out", tmp_path / "x")[0] == 4
+def test_what_the_archive_has_not_is_refused(rapha, tmp_path):
+    status, said = rapha("pacs", "retrieve", "1.2.3", "--out", tmp_path / "x")
+    assert (status, said["codes"]) == (3, ["study-not-found"])
 
 
 def test_no_archive_is_a_failed_peer(rapha, monkeypatch):

@@ -1,0 +1,118 @@
+"""The frame of every command: an example in its help, `--json` as any switch, each verdict stamped, no negative limit."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import cyclopts
+import pytest
+
+from flows.console.progress import shown
+from rapha.console.app import AsJson, Result, build, run
+from rapha.errors import PeerError, Refusal
+
+APP = build()
+
+
+def commands(app: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command line that does something, sub-apps gone through."""
+    below = [name for name in app if not name.startswith("-")]
+    for name in below:
+        yield from commands(app[name], (*words, name))
+    if not below:
+        yield words
+
+
+def helped(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
+    APP([*words, "--help"], exit_on_error=False, result_action="return_value")
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("words", list(commands(APP)), ids=" ".join)
+def test_every_commands_help_has_an_example_and_its_json(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    said = helped(words, capsys)
+    assert "Example: " in said and f"rapha {' '.join(words)}" in said.partition("Example: ")[2]
+    assert "--json" in said
+
+
+def test_the_first_line_of_an_options_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    said = helped(("ledger", "verify"), capsys)
+    assert "The node's public ledger (or audit) key (PEM)." in said and "A head that was kept elsewhere" in said
+    assert "A folder that is not there yet" in helped(("audit", "export"), capsys)
+
+
+@pytest.fixture
+def app() -> cyclopts.App:
+    app = cyclopts.App(name="rapha")
+
+    @app.command
+    def judged(what: str = "", *, as_json: AsJson = False) -> Result:
+        """Ends as it is told."""
+        if what == "refused":
+            raise Refusal(["no"])
+        if what == "failed":
+            raise PeerError("gone", "it is gone")
+        return Result({"verdict": "cleared", "gate": "judged", "codes": []} if what == "cleared" else {"found": 1}, ["text"])
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("words", "is_json"),
+    [
+        (["--json"], True),
+        (["--json=true"], True),
+        (["--json=True"], True),
+        (["--json=1"], True),
+        (["--json=false"], False),
+        ([], False),
+        (["--", "--json"], False),
+    ],
+)
+def test_json_is_asked_for_as_any_switch_is(
+    app: cyclopts.App, words: list[str], is_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(app, ["judged", *words]) == 0
+    said = capsys.readouterr().out
+    assert json.loads(said) == {"found": 1} if is_json else said == "text\n"
+    assert run(app, ["judged", "--nonsense", *words]) == 2
+    assert capsys.readouterr().out.startswith("{") is is_json
+
+
+@pytest.mark.parametrize(("setting", "stamp"), [("true", "production"), ("false", "development"), ("", "development")])
+def test_every_verdict_is_stamped_and_names_its_gate(
+    app: cyclopts.App, setting: str, stamp: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAPHA_ENABLE_HOSPITAL_DATA_INTEGRATION", setting)
+    for what, status in (("cleared", 0), ("refused", 3), ("failed", 4)):
+        assert run(app, ["judged", what, "--json"]) == status
+        said = json.loads(capsys.readouterr().out)
+        assert (said.get("mode"), said.get("gate")) == ((stamp, "judged") if what != "failed" else (None, None))
+
+
+@pytest.mark.parametrize(
+    "words", [["audit", "search"], ["queue", "list"], ["notify", "list"], ["job", "list"], ["pacs", "find", "PatientID=1"]]
+)
+def test_a_negative_limit_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(build(words[0]), [*words, "--limit", "-1", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["codes"] == ["usage"]
+
+
+def test_progress_is_shown_on_a_terminal_and_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+    import time
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr("sys.stderr", stream)
+        with shown(lambda: "three of nine"):
+            time.sleep(1.2)
+        assert stream.getvalue().endswith("\r\x1b[K") is stream.isatty()
+        assert ("three of nine, 1 s" in stream.getvalue()) is stream.isatty()
+    monkeypatch.setattr("sys.stderr", quick := Terminal())
+    with shown("nothing"):
+        pass
+    assert quick.getvalue() == ""
