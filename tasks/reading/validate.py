@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from blocks import validators
+from blocks.elements import whole
 from blocks.part10 import UNREADABLE
 from policies.report import (
     GroupFacts,
@@ -59,7 +60,7 @@ def segmentation_facts(segmentation: bytes) -> SegmentationFacts:
     if len(segmentation) > MAX_REPORT:
         raise Refusal(["report-unreadable"], "the segmentation is larger than any", gate="report")
     try:
-        return _segmentation(dcmread(io.BytesIO(segmentation)))
+        return _segmentation(_read(segmentation))
     except UNREADABLE:
         raise Refusal(["report-unreadable"], "the file is no segmentation in DICOM", gate="report") from None
 
@@ -69,9 +70,16 @@ def sr_facts(report: bytes) -> SrFacts:
     if len(report) > MAX_REPORT:
         raise Refusal(["report-unreadable"], "the report is larger than any report", gate="report")
     try:
-        return _facts(dcmread(io.BytesIO(report)))
+        return _facts(_read(report))
     except UNREADABLE:
         raise Refusal(["report-unreadable"], "the file is no structured report in DICOM", gate="report") from None
+
+
+def _read(file: bytes) -> Dataset:
+    """The file's data set, where that is all there is in it: a second object behind it would pass its checks unread."""
+    if whole(io.BytesIO(file)) is None:
+        raise ValueError("not one whole DICOM file")
+    return dcmread(io.BytesIO(file))
 
 
 def _facts(dataset: Dataset) -> SrFacts:
@@ -84,11 +92,16 @@ def _facts(dataset: Dataset) -> SrFacts:
         template=str(template[0].get("TemplateIdentifier", "")),
         completion=str(dataset.get("CompletionFlag", "")),
         verification=str(dataset.get("VerificationFlag", "")),
-        has_patient="PatientID" in dataset and bool(dataset.get("StudyInstanceUID")),
+        has_patient=_is_named(dataset),
         evidence=frozenset(_evidence(dataset)),
         references=frozenset(uid for item in items for uid in _references(item)),
         groups=tuple(_group(item) for item in items if _concept(item) == GROUP),
     )
+
+
+def _is_named(dataset: Dataset) -> bool:
+    """Whose it is and of which study: present and empty is not named."""
+    return all(str(dataset.get(name) or "").strip() for name in ("PatientID", "StudyInstanceUID"))
 
 
 def _segmentation(dataset: Dataset) -> SegmentationFacts:
@@ -100,7 +113,7 @@ def _segmentation(dataset: Dataset) -> SegmentationFacts:
         pixels[number] = pixels.get(number, 0) + int(pixel_array(dataset, index=place).sum())
     return SegmentationFacts(
         sop_class=str(dataset.SOPClassUID),
-        has_patient="PatientID" in dataset and bool(dataset.get("StudyInstanceUID")),
+        has_patient=_is_named(dataset),
         sources=frozenset(
             str(one.ReferencedSOPInstanceUID)
             for series in dataset.ReferencedSeriesSequence
