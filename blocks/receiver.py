@@ -1,5 +1,5 @@
 """The receiver of C-MOVE, as a flow asks it. Verbs: message_id · expect · arrived · claim · close · unclaimed · drop ·
-commitment · alarms · alarms_written."""
+commitment · commitments · alarms · alarms_written."""
 
 import base64
 import time
@@ -98,8 +98,7 @@ class Receiver(Channel):
         while True:
             report = self.call("commitment", transaction=transaction)["report"]
             if report is not None:
-                failed = {str(uid): int(reason) for uid, reason in report["failed"].items()}
-                return Commitment(transaction, frozenset(report["kept"]) - frozenset(failed), failed)
+                return _commitment(report)
             if time.monotonic() > until:
                 return None
             time.sleep(0.05)
@@ -114,6 +113,11 @@ class Receiver(Channel):
     def alarm_written(self, one: Alarm) -> None:
         """It stands in the trail with this count. What came of it since stays with the receiver."""
         self.call("alarms_written", name=one.name, count=one.count)
+
+    def commitments(self, transactions: Sequence[str]) -> list[Commitment]:
+        """The reports that came for any of these transactions (at most 500) by now; nothing is waited for."""
+        reports = self.call("commitments", transactions=list(transactions))["reports"] if transactions else []
+        return [_commitment(one) for one in reports]
 
     def _one(self, entry: Any) -> Arrived:
         try:
@@ -130,3 +134,14 @@ class Receiver(Channel):
             )
         except (KeyError, TypeError, ValueError):
             raise PeerError("receiver-odd-answer", "the receiver's answer is not one to its verb", peer="receiver") from None
+
+
+def _commitment(report: Any) -> Commitment:
+    """classes: none in a report that came before they were written down."""
+    try:
+        failed = {str(uid): int(reason) for uid, reason in report["failed"].items()}
+        kept = {str(uid): "" for uid in report["kept"]} | {str(uid): str(name) for uid, name in report.get("classes", {}).items()}
+        kept = {uid: name for uid, name in kept.items() if uid not in failed}
+        return Commitment(str(report["transaction"]), frozenset(kept), failed, kept, int(report["number"]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise PeerError("receiver-odd-answer", "the receiver's answer is not one to its verb", peer="receiver") from None

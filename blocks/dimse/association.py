@@ -181,6 +181,13 @@ def _connected(association: Association) -> bool:
     return bool(getattr(association.dul.socket, "_is_connected", False)) or association.requestor.port not in (None, 0)
 
 
+def accepted(association: Association, sop_class: str) -> None:
+    """Raises `PeerError(dimse-no-context)` where the peer took other services of an association and not this one: the library
+    answers such a request with a `ValueError`."""
+    if not any(one.abstract_syntax == sop_class and one.as_scu for one in association.accepted_contexts):
+        raise _failed("dimse-no-context", "the archive does not accept the service that this needs")
+
+
 def _failed(code: str, message: str) -> PeerError:
     return PeerError(code, message, peer="pacs")
 

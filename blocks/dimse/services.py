@@ -17,7 +17,7 @@ from pynetdicom import build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
-from blocks.dimse.association import answered, associated, contexts
+from blocks.dimse.association import accepted, answered, associated, contexts
 from blocks.dimse.streaming import Incoming, Sink
 from blocks.endpoint import Endpoint
 from rapha.errors import PeerError
@@ -54,6 +54,7 @@ def find(endpoint: Endpoint, level: str, keys: Mapping[str, str], *, most: int =
 def answers(association: Association, level: str, keys: Mapping[str, str], *, most: int = 1_000_000) -> list[Answer]:
     """The same on an association that stands."""
     found: list[Answer] = []
+    accepted(association, FIND)
     for status, identifier in association.send_c_find(query_identifier(level, keys), FIND):
         code = answered(association, status, "C-FIND")
         if code in PENDING and identifier is not None:
@@ -93,6 +94,7 @@ def move(
     answered comes back in the outcome.
     """
     with associated(endpoint, contexts([MOVE]), idle=endpoint.move_idle_seconds) as association:
+        accepted(association, MOVE)
         answers = association.send_c_move(query_identifier(level, keys), endpoint.move_destination, MOVE, msg_id=message_id)
         return _outcome(association, answers, "C-MOVE", progress)
 
@@ -120,6 +122,7 @@ def get(
     with associated(
         endpoint, [*contexts([GET]), *offered], roles=roles, handlers=[(evt.EVT_C_STORE, coming.keep)]
     ) as association:
+        accepted(association, GET)
         coming.attach(association)
         try:
             outcome = _outcome(association, association.send_c_get(query_identifier(level, keys), GET), "C-GET", progress)
@@ -170,11 +173,14 @@ def store(endpoint: Endpoint, objects: Sequence[ToStore]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Commitment:
-    """What an archive commits to (PS3.4 J.3.3). failed: SOP instance -> Failure Reason."""
+    """What an archive commits to (PS3.4 J.3.3). failed: SOP instance -> Failure Reason; classes: SOP instance -> SOP class of
+    what is committed; number: in which order reports came, where several did."""
 
     transaction: str
     committed: frozenset[str]
     failed: Mapping[str, int] = field(default_factory=dict)
+    classes: Mapping[str, str] = field(default_factory=dict)
+    number: int = 0
 
 
 Elsewhere = Callable[[str, float], Commitment | None]
@@ -210,6 +216,7 @@ def commit(
         handlers = [(evt.EVT_N_EVENT_REPORT, report)]
         patience = max(endpoint.idle_seconds, seconds + 5)
         with associated(endpoint, contexts([COMMITMENT]), handlers=handlers, idle=patience) as association:
+            accepted(association, COMMITMENT)
             status, _ = association.send_n_action(asked, 1, COMMITMENT, COMMITMENT_INSTANCE)
             if code := answered(association, status, "N-ACTION"):
                 raise _status("commitment", code)
@@ -226,11 +233,15 @@ def commit(
 
 def read_commitment(information: Dataset) -> Commitment:
     """The information of an N-EVENT-REPORT (PS3.4 table J.3-2)."""
-    kept = [str(item.ReferencedSOPInstanceUID) for item in information.get("ReferencedSOPSequence", [])]
     lost = {
         str(i.ReferencedSOPInstanceUID): int(i.get("FailureReason", 0x0110)) for i in information.get("FailedSOPSequence", [])
     }
-    return Commitment(str(information.get("TransactionUID", "")), frozenset(kept) - frozenset(lost), lost)
+    kept = {
+        str(i.ReferencedSOPInstanceUID): str(i.get("ReferencedSOPClassUID", ""))
+        for i in information.get("ReferencedSOPSequence", [])
+        if str(i.ReferencedSOPInstanceUID) not in lost
+    }
+    return Commitment(str(information.get("TransactionUID", "")), frozenset(kept), lost, kept)
 
 
 def _reference(sop_class: str, sop_instance: str) -> Dataset:

@@ -9,7 +9,7 @@ import secrets
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,8 +80,8 @@ class Keeping(Protocol):
     def keep(self, came: Came) -> int:
         """Puts it into the journal; the status to answer with. Raises `OSError`."""
 
-    def committed(self, transaction: str, kept: Sequence[str], failed: dict[str, int]) -> None:
-        """An archive's report of storage commitment. Raises `OSError`."""
+    def committed(self, transaction: str, kept: Mapping[str, str], failed: dict[str, int]) -> None:
+        """An archive's report of storage commitment: SOP instance -> SOP class, and -> why not. Raises `OSError`."""
 
 
 class _Spool:
@@ -255,7 +255,8 @@ class Engine:
 
     def _report(self, event: Any) -> tuple[int, None]:
         information = event.event_information
-        kept = [str(item.ReferencedSOPInstanceUID) for item in information.get("ReferencedSOPSequence", [])]
+        done = information.get("ReferencedSOPSequence", [])
+        kept = {str(item.ReferencedSOPInstanceUID): str(item.get("ReferencedSOPClassUID", "")) for item in done}
         lost = information.get("FailedSOPSequence", [])
         failed = {str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", 0x0110)) for item in lost}
         try:

@@ -1,4 +1,4 @@
-"""The receiver's verbs: message_id · expect · arrived · claim · close · unclaimed · drop · commitment ·
+"""The receiver's verbs: message_id · expect · arrived · claim · close · unclaimed · drop · commitment · commitments ·
 alarms · alarms_written.
 
 Tickets and claimed files end with the connection that opened or claimed them; a file that its owner has moved aside stays.
@@ -92,6 +92,13 @@ class ReceiverSession:
     def do_commitment(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         report = self._store.commitment(str(message.get("transaction")))
         return {"report": report}
+
+    def do_commitments(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """The reports that came for any of these transactions, as they are now."""
+        named = message.get("transactions")
+        if not isinstance(named, list) or len(named) > PAGE or not all(isinstance(one, str) for one in named):
+            raise Refusal(["receiver-request-odd"])
+        return {"reports": [one for name in named if (one := self._store.commitment(name)) is not None]}
 
     def do_alarms(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         return {"alarms": self._alarms.due()}

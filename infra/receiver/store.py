@@ -5,7 +5,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -70,6 +70,7 @@ class Store:
     _arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
     _tickets: dict[str, _Ticket] = field(default_factory=dict)
     _commitments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _reports: int = 0  # that came, for their order
     _over: set[tuple[str, int]] = field(default_factory=set)  # C-MOVEs of tickets with their own key, also of closed ones
     _last_id: int = field(default_factory=lambda: secrets.randbelow(60000))
     _reserved: int = 0
@@ -137,13 +138,19 @@ class Store:
             self._arrivals.setdefault(told.sop_instance, []).append(one)
             return SUCCESS
 
-    def committed(self, transaction: str, kept: Sequence[str], failed: dict[str, int]) -> None:
+    def committed(self, transaction: str, kept: Mapping[str, str], failed: dict[str, int]) -> None:
         with self._changing():
-            report = {"transaction": transaction, "kept": list(kept), "failed": failed, "at": int(self.now())}
+            told = {"transaction": transaction, "kept": list(kept), "failed": failed, "classes": dict(kept)}
+            report = {**told, "at": int(self.now())}
             self.journal.append(what="committed", **report)
-            self._commitments.pop(transaction, None)  # the newest stand last
-            self._commitments[transaction] = report
+            self._remember(report)
             self._expire()
+
+    def _remember(self, report: dict[str, Any]) -> None:
+        """The last one of a transaction, in the order in which they came: a later one may say otherwise."""
+        self._commitments.pop(report["transaction"], None)  # the newest stand last
+        self._reports += 1
+        self._commitments[report["transaction"]] = {**report, "number": self._reports}
 
     def next_message_id(self) -> int:
         """One that no open ticket has and that was not given before a restart either, until all have been. Raises `OSError`."""
@@ -285,8 +292,7 @@ class Store:
         elif entry["what"] == "own":
             self._over.add((fields["originator"], fields["message_id"]))
         elif entry["what"] == "committed":
-            self._commitments.pop(fields["transaction"], None)
-            self._commitments[fields["transaction"]] = {"at": int(self.now()), **fields}
+            self._remember({"at": int(self.now()), **fields})
             self._expire()
 
     def _expire(self) -> None:
@@ -301,7 +307,7 @@ class Store:
         own, ids = sorted(self._over), {"what": "ids", "last": self._upto}
         return chain(
             ({"what": "came", **asdict(one)} for one in came),
-            ({"what": "committed", **report} for report in committed),
+            ({"what": "committed", **_untold(report)} for report in committed),
             ({"what": "own", "originator": title, "message_id": number} for title, number in own),
             [ids],
         )
@@ -314,3 +320,8 @@ class Store:
 def _names(one: Arrival | Command, ticket: _Ticket) -> bool:
     """Whether it came by the ticket's C-MOVE."""
     return one.message_id == ticket.message_id and one.originator == ticket.originator
+
+
+def _untold(report: dict[str, Any]) -> dict[str, Any]:
+    """Without its place in the order, which a start counts anew."""
+    return {name: value for name, value in report.items() if name != "number"}
