@@ -238,17 +238,26 @@ class Archive:
 
     def read_back(self, study: str, one: Listed) -> str | None:
         """`attributes_digest` of the object as the archive gives it back; None where it is not there or cannot be had."""
-        found: list[str] = []
-
-        def take(sop_class: str, sop_uid: str, blocks: Iterable[bytes]) -> None:
-            if sop_uid == one.sop_uid:
-                found.append(attributes_digest(b"".join(blocks)))
-
         try:
-            self.get(study, [one], take)
+            found = self.given_back(study, one)
         except PeerError as error:
             if error.codes != ("dimse-no-context",):  # an archive with C-MOVE alone gives nothing back
                 raise
+            return None
+        return attributes_digest(found) if found is not None else None
+
+    def given_back(self, study: str, one: Listed) -> bytes | None:
+        """The object's file, by C-GET or WADO-RS; None where it does not come, or comes twice.
+
+        Raises `PeerError(dimse-no-context)` where the archive has no C-GET: `tasks.shared.returning` has C-MOVE.
+        """
+        found: list[bytes] = []
+
+        def take(sop_class: str, sop_uid: str, blocks: Iterable[bytes]) -> None:
+            if sop_uid == one.sop_uid:
+                found.append(b"".join(blocks))
+
+        self.get(study, [one], take)
         return found[0] if len(found) == 1 else None
 
     def _wado(self, study: str, wanted: Sequence[Listed], sink: Sink) -> None:
@@ -337,9 +346,21 @@ def attributes_digest(file: bytes) -> str:
     Archives write group lengths, padding, item lengths and implicit or explicit VR in their own way when they send: the values
     are what they must give back. Raises `PeerError(pacs-file-odd)`.
     """
+    return _digest(_plain(file))
+
+
+def attribute_digests(file: bytes) -> dict[str, str]:
+    """Tag -> digest of each attribute's value, "" for an empty one, for `policies.coercion`. Raises as `attributes_digest`."""
+    return {tag: _digest(value) if value.keys() - {"vr"} else "" for tag, value in _plain(file).items()}
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    return "sha256:" + hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(file: bytes) -> dict[str, dict[str, Any]]:
     try:
         dataset = dcmread(BytesIO(file))
-        plain = {f"{e.tag:08X}": e.to_json_dict(None, 1 << 40) for e in dataset if e.tag.element and e.tag != TRAILING_PADDING}
+        return {f"{e.tag:08X}": e.to_json_dict(None, 1 << 40) for e in dataset if e.tag.element and e.tag != TRAILING_PADDING}
     except UNREADABLE:
         raise PeerError("pacs-file-odd", "the archive sent what is no DICOM file", peer="pacs") from None
-    return "sha256:" + hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

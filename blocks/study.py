@@ -1,21 +1,26 @@
 """The study reader: the process that opens what the receiver sealed. One connection is one study.
 
-Verbs: open · facts · attach · detach · counts · fetch · report · holds. What comes back is indexes, counts, digests and codes,
-and for each instance its SOP Instance UID, which the caller pairs with the archive's list and writes nowhere in clear. Closing
-the connection lets go of all that was held.
+Verbs: open · facts · attach · detach · counts · fetch · report · check · store · verify · recipient · compare · holds. What comes
+back is indexes, counts, digests, tags and codes, and for each instance its SOP Instance UID, which the caller pairs with the
+archive's list and writes nowhere in clear. Closing the connection lets go of all that was held.
 """
 
+import base64
+import binascii
 import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, get_args
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from blocks.archive import Listed
 from blocks.channel import Channel
 from blocks.receiver import Arrived
 from policies.applicability import InstanceFacts
+from policies.coercion import COERCIBLE, Compared, Outcome
 from policies.findings import Finding, to_json
 from policies.model import Model
 from policies.report import SEGMENTATION
@@ -185,10 +190,20 @@ class StudyReader(Channel):
         """Sends a sealed report: "stored" or "known". Raises `PeerError` store-refused, and of the archive."""
         return _outcome(self.call("store", endpoint=endpoint, path=str(report), timeout=REPORT_SECONDS), {"stored", "known"})
 
-    def verify(self, endpoint: str, report: Path) -> str:
-        """What the archive gives back of it: "same", "other" or "absent"."""
-        answer = self.call("verify", endpoint=endpoint, path=str(report), timeout=REPORT_SECONDS)
-        return _outcome(answer, {"same", "other", "absent"})
+    def verify(self, endpoint: str, report: Path) -> Compared:
+        """What the archive gives back of it, by C-GET or WADO-RS. Raises `PeerError` dimse-no-context, and of the archive."""
+        return _compared(self.call("verify", endpoint=endpoint, path=str(report), timeout=REPORT_SECONDS))
+
+    def compare(self, report: Path, given: Path) -> Compared:
+        """The same of what the archive sent to the receiver, sealed at `given` to the key of `recipient`."""
+        return _compared(self.call("compare", path=str(report), given=str(given), timeout=REPORT_SECONDS))
+
+    def recipient(self) -> X25519PublicKey:
+        """The key that the study reader opens files of."""
+        try:
+            return X25519PublicKey.from_public_bytes(base64.b64decode(str(self.call("recipient")["public"]), validate=True))
+        except (KeyError, binascii.Error, ValueError):
+            raise _odd() from None
 
     def attach(self, fds: Sequence[int], indexes: Sequence[int]) -> None:
         """Hands the reader its ends of the loader's sockets (at most 16), which are closed here. Records 0, 1, … are `indexes`.
@@ -253,6 +268,14 @@ def _arrived(entry: object) -> Arrived:
     if not isinstance(entry, dict) or {name: type(value) for name, value in entry.items()} != names:
         raise _odd()
     return Arrived(**{**entry, "path": Path(entry["path"])})
+
+
+def _compared(answer: dict[str, Any]) -> Compared:
+    tags = answer.get("tags")
+    outcome = cast(Outcome, _outcome(answer, set(get_args(Outcome))))
+    if not isinstance(tags, list) or not set(tags) <= set(COERCIBLE) or bool(tags) != (outcome == "coerced"):
+        raise _odd()
+    return Compared(outcome, tuple(tags))
 
 
 def _outcome(answer: dict[str, Any], known: set[str]) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from blocks.reading import Notice, StudyLease
 from blocks.reading_rows import STAGES, Stage
 from blocks.study import BuiltObject, BuiltReport, OpenedInstance, SealedFile
 from blocks.witnessed import inward, outward, sop_classes
+from flows import proving
 from flows.clinic import Clinic
 from policies.audit_message import SopClass
 from policies.completeness import Proof
@@ -21,7 +22,6 @@ from rapha.errors import PeerError, Refusal
 from tasks.reading import analyse as analysing
 from tasks.reading import complete as completing
 from tasks.reading import keep as keeping
-from tasks.reading import prove as proving
 from tasks.reading import retrieve as retrieving
 from tasks.reading.retrieve import Kept
 
@@ -36,6 +36,7 @@ class Course:
         self.clinic, self.lease = clinic, lease
         self.attempt, self.archive = clinic.attempt(lease), clinic.archive(lease.pacs)
         self.began = clinic.ledger.position()
+        self.transactions = proving.Transactions(clinic.environment, self.attempt)
         self.register, self.open = clinic.register, ExitStack()
         self.study = self.open.enter_context(clinic.study())
         self.receiver = clinic.receiver()
@@ -119,18 +120,18 @@ class Course:
             self._same(built, known)
 
     def prove(self) -> None:
-        """Storage commitment where the archive offers it, else the report is read back and compared."""
+        """Storage commitment where the archive offers it; what it does not commit to is read back and compared."""
         self._enter("prove")
         built = self.built
         if built is None:
             return
-        if proving.commits(self.archive, self.receiver):
-            for one in built.objects:
-                proving.committed(self.archive, self.receiver, one, self.attempt.nonce)
-            self.proof = "commitment"
-            return
-        self._same(built, built.objects)
-        self.proof = "read-back"
+        why = proving.uncommitted(self.archive, self.receiver, built.objects, self.transactions.requests)
+        left = [one for one in built.objects if one.sop_uid in why]
+        if left:
+            self._same(built, left, why)
+        self.proof = "read-back" if left else "commitment"
+        if codes := sorted({code for code in why.values() if code}):
+            self.attempt.record("proof", row=self.lease.row, report=built.sha256, proof=self.proof, codes=codes)
 
     def complete(self) -> str:
         """The closing statement; the study is done only once it stands in the ledger. The state it ends in."""
@@ -250,10 +251,10 @@ class Course:
         ours = self.built.objects if self.built else ()
         return [*(self.kept[uid].path for uid in sorted(self.kept)), *(one.path for one in ours)]
 
-    def _same(self, built: BuiltReport, objects: Sequence[BuiltObject]) -> None:
-        with self._told("transfer", inward(self.archive.endpoint, self.clinic.person, self._about(_classes(built)))):
-            for one in objects:
-                proving.given_back(self.study, self.lease.pacs, one)
+    def _same(self, built: BuiltReport, objects: Sequence[BuiltObject], why: Mapping[str, str] | None = None) -> None:
+        archive, lease = self.archive.plain, self.lease
+        with self._told("transfer", inward(archive.endpoint, self.clinic.person, self._about(_classes(built)))):
+            proving.read_back(archive, self.study, self.receiver, lease.study_uid, objects, self.attempt, row=lease.row, why=why)
 
     def _told(self, kind: str, act: Act) -> AbstractContextManager[Audited]:
         """The act's begin in the audit trail before it, its end after it, about this study's patient."""

@@ -89,7 +89,7 @@ class PACSService:
     @cached_property
     def storer(self) -> Storer:
         """Stores reports and images that the caller has made."""
-        return Storer(self._archive())
+        return Storer(self._archive(), environment=self._environment)
 
     # -- the service
 

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from blocks.archive import Archive
+from blocks.endpoint import Endpoint
 from blocks.ledger import Ledger
 from blocks.models import load_models
 from blocks.profile import Profile, load_profile
@@ -15,7 +17,9 @@ from flows.reading_looks import looks
 from rapha.errors import RaphaError, Refusal
 from rapha.ledger import verify
 from rapha.signing import load_private
+from tasks.reading.prove import proves
 from tasks.shared.probe import read_record
+from tasks.shared.returning import NOTHING
 
 # The parts that `rapha serve` starts: until it runs, that they are not there says nothing.
 PROCESSES = {
@@ -72,8 +76,8 @@ def _looks(values: Mapping[str, str], profile: Profile) -> dict[str, Callable[[]
         "bubblewrap": _bubblewrap,
         **{f"report check {tool}": lambda one=tool: installed(one) for tool in (IOD, TEMPLATE)},  # type: ignore[misc]
     }
-    for name in profile.endpoints:
-        looks[f"capabilities {name}"] = lambda one=name: _probed(values, one)  # type: ignore[misc]
+    for name, endpoint in profile.endpoints.items():
+        looks[f"capabilities {name}"] = lambda one=endpoint: _probed(values, one)  # type: ignore[misc]
     return looks
 
 
@@ -97,10 +101,16 @@ _SAID = {
 }
 
 
-def _probed(values: Mapping[str, str], name: str) -> None:
-    record = read_record(_capabilities(values), name)
+def _probed(values: Mapping[str, str], endpoint: Endpoint) -> None:
+    """Somebody asked what it can do, and that is enough to prove that it holds a report."""
+    record = read_record(_capabilities(values), endpoint.name)
     if not record.probed:
-        raise Refusal(["pacs-not-probed"], f"nobody has asked it what it can do: rapha pacs probe --pacs {name}")
+        raise Refusal(["pacs-not-probed"], f"nobody has asked it what it can do: rapha pacs probe --pacs {endpoint.name}")
+    receives = bool(values.get("RAPHA_RECEIVER_SOCKET") and values.get("RAPHA_RECEIVER_STORE"))
+    if not proves(Archive(endpoint, record), receives):
+        said = "it neither commits to a report nor gives it back, so no study of it ends: "
+        way = "C-GET or a dicomweb_url" if receives else "C-GET, a dicomweb_url, or RAPHA_RECEIVER_BIND for C-MOVE and commitment"
+        raise Refusal([NOTHING], f"{said}it needs {way}")
 
 
 def _ledger(values: Mapping[str, str]) -> None:

@@ -18,8 +18,8 @@ from cyclopts import Parameter
 from pydicom import dcmread
 from pydicom.datadict import dictionary_keyword, tag_for_keyword
 
-from blocks.archive import Archive, Capabilities, Listed, attributes_digest
-from blocks.audit import open_audit_trail
+from blocks.archive import Archive, Capabilities, Listed, attribute_digests
+from blocks.audit import Study, audited, open_audit_trail
 from blocks.dimse.services import ToStore
 from blocks.elements import read_whole
 from blocks.endpoint import Endpoint
@@ -28,22 +28,25 @@ from blocks.part10 import UNREADABLE
 from blocks.profile import load_profile
 from blocks.receiver import Receiver
 from blocks.settings import url_problem
-from blocks.witnessed import WitnessedArchive
+from blocks.witnessed import WitnessedArchive, inward, sop_classes
 from flows.console.progress import shown
 from flows.console.watermark import watermark
 from flows.pacs.asking import UNIQUE, Level, ask
 from flows.pacs.retriever import exported
 from flows.pacs.saving import Wanted, check_folder, receiver_of, save
 from flows.person import person
+from policies.coercion import Compared, compare
+from policies.commitment import standing
 from policies.manifest import MAX_MANIFEST, read_manifest
 from policies.minimise import minimise_counted, project_key
 from policies.question import Question, read_question
 from policies.uid import derived_uid
 from rapha.canonical import digest_file, parse
 from rapha.console.app import AsJson, Result, Some, group
-from rapha.errors import ConfigurationError, Refusal
+from rapha.errors import ConfigurationError, PeerError, Refusal
 from rapha.files import open_regular, read_regular
 from tasks.shared import probe as probing
+from tasks.shared.returning import NOTHING, given_back
 
 MAX_INPUT = 64 << 20
 NO_PROJECT = "no-project"  # pseudonyms that join to no project's
@@ -184,7 +187,7 @@ def store(*files: Path, pacs: Pacs = "primary", as_json: AsJson = False) -> Resu
         with shown(f"storing: {len(outcomes)} of {len(files)} files done"):
             stored = archive.store(study, objects)
             known = [one for one in objects if stored[one.sop_instance] == "known"]
-            for other in (one for one in known if _held(archive, study, one) is False):
+            for other in (one for one in known if _known(archive, study, one) == "other"):
                 said = "the archive holds another object under a UID that was sent"
                 raise Refusal(["store-conflict"], said, gate="pacs", subject=_digest(other))
         outcomes += stored.values()
@@ -196,7 +199,7 @@ def commit(*files: Path, pacs: Pacs = "primary", by: Proof = "auto", as_json: As
     """Have an endpoint show that it holds these files. Exit 3 when it does not hold one.
 
     By storage commitment where a probe saw it and the node's receiver runs (the archive reports to it), else by reading each file
-    back and comparing every attribute.
+    back and comparing every attribute. What the archive changed of patient, study and order (PS3.4 B.4.1.3) is shown by its tags.
 
     Example: `rapha pacs commit report.dcm --pacs primary`
 
@@ -207,33 +210,44 @@ def commit(*files: Path, pacs: Pacs = "primary", by: Proof = "auto", as_json: As
     """
     archive, studies = _archive(pacs), _by_study(files)
     commits = by == "commitment" or (by == "auto" and COMMITMENT in archive.capabilities.services)
-    receiver = receiver_of(os.environ) if commits else None
-    how = "commitment" if by == "commitment" or receiver else "read-back"
     everything = [(study, one) for study, objects in studies.items() for one in objects]
-    with shown(f"asking about {len(everything)} files"):
+    tags: set[str] = set()
+    with shown(f"asking about {len(everything)} files"), _receiving(needed=commits) as receiver:
+        how = "commitment" if by == "commitment" or (commits and receiver) else "read-back"
         if how == "commitment":
             committed = _committed(archive, [one for _, one in everything], receiver)
             lost = [one for _, one in everything if one.sop_instance not in committed]
         else:
-            lost = [one for study, one in everything if _held(archive, study, one) is not True]
+            found = [(one, _held(archive, study, one, receiver)) for study, one in everything]
+            lost = [one for one, compared in found if compared.outcome not in ("same", "coerced")]
+            tags = {tag for _, compared in found for tag in compared.tags}
     held = len(everything) - len(lost)
     if lost:
         said = f"the archive does not hold {len(lost)} of {len(everything)} files as they are"
         raise Refusal(["not-committed"], said, gate="pacs", subject=_digest(lost[0]))
-    said = "commits to" if how == "commitment" else "gives back, every attribute the same,"
-    return Result({"pacs": pacs, "held": held, "by": how}, [f"{pacs} {said} {held} files"])
+    alike = f"every attribute the same but {', '.join(sorted(tags))}," if tags else "every attribute the same,"
+    said = "commits to" if how == "commitment" else f"gives back, {alike}"
+    changed = {"coerced": sorted(tags)} if tags else {}
+    return Result({"pacs": pacs, "held": held, "by": how, **changed}, [f"{pacs} {said} {held} files"])
+
+
+def _receiving(*, needed: bool) -> AbstractContextManager[Receiver | None]:
+    """Our receiver, where one is configured. needed: one that does not answer is a failed peer, not a way less."""
+    try:
+        return receiver_of(os.environ) or nullcontext()
+    except PeerError:
+        if needed:
+            raise
+        return nullcontext()
 
 
 def _committed(archive: Archive, objects: Sequence[ToStore], receiver: Receiver | None) -> frozenset[str]:
     """Which of them it commits to, by their UIDs. The report comes on our association, or at the receiver where there is one."""
     asked = [(one.sop_class, one.sop_instance) for one in objects]
     transaction = derived_uid("transaction", [secrets.token_hex(16)])
-    if receiver is None:
-        report = archive.commit(asked, transaction, seconds=COMMIT_SECONDS)
-    else:
-        with receiver:
-            report = archive.commit(asked, transaction, seconds=COMMIT_SECONDS, elsewhere=receiver.commitment)
-    return report.committed
+    elsewhere = receiver.commitment if receiver else None
+    report = archive.commit(asked, transaction, seconds=COMMIT_SECONDS, elsewhere=elsewhere)
+    return frozenset(uid for sop_class, uid in asked if standing([report], sop_class, uid) == "committed")
 
 
 def _digest(one: ToStore) -> str:
@@ -241,11 +255,32 @@ def _digest(one: ToStore) -> str:
         return digest_file(stream)
 
 
-def _held(archive: Archive, study: str, one: ToStore) -> bool | None:
-    """Whether the archive gives the file back as it is; None where it gives nothing back."""
+def _known(archive: Archive, study: str, one: ToStore) -> str:
+    """With which content the archive knows it: as `_held`, "" where it gives nothing back."""
+    try:
+        with _receiving(needed=False) as receiver:
+            return _held(archive, study, one, receiver).outcome
+    except PeerError as error:
+        if error.codes != (NOTHING,):
+            raise
+        return ""
+
+
+def _held(archive: Archive, study: str, one: ToStore, receiver: Receiver | None) -> Compared:
+    """Whether the archive gives the file back as it is. Raises `PeerError` pacs-proves-nothing, and of the archive."""
     _, series = _names(one.path) or ("", "")
-    found = archive.read_back(study, Listed(one.sop_instance, one.sop_class, series))
-    return None if found is None else found == attributes_digest(one.path.read_bytes())
+    found = _given(archive, receiver, study, Listed(one.sop_instance, one.sop_class, series))
+    if found is None:
+        return Compared("absent")
+    return compare(attribute_digests(one.path.read_bytes()), attribute_digests(found))
+
+
+def _given(archive: Archive, receiver: Receiver | None, study: str, one: Listed) -> bytes | None:
+    if not isinstance(archive, WitnessedArchive):
+        return given_back(archive, receiver, study, one)
+    act = inward(archive.endpoint, archive.person, Study(study, sop_classes=sop_classes([one.sop_class])))
+    with audited(archive.trail, "transfer", act):
+        return given_back(archive.plain, receiver, study, one)
 
 
 def _by_study(files: Sequence[Path]) -> dict[str, list[ToStore]]:

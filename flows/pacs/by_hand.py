@@ -13,13 +13,15 @@ from blocks.witnessed import WitnessedArchive, inward, outward
 from flows.clinic import Clinic
 from flows.course import SR_NAME
 from flows.pacs.sealed import SealedStudy
+from flows.proving import read_back, uncommitted
 from policies.audit_message import SopClass
 from policies.findings import Finding
 from policies.given_results import Given, read_given
 from policies.model import Model
+from policies.uid import derived_uid
 from rapha.errors import Refusal
 from tasks.attempt import Attempt
-from tasks.reading import prove as proving
+from tasks.reading.prove import Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def report_by_hand(
         given, built = work.build(results, row)
         held.callback(built.path.unlink, missing_ok=True)
         clinic.register.own_series(row, built.series_uid)
-        proof = work.store(built, attempt)
+        proof = work.store(built, attempt, row)
     digest = clinic.models[given.model].digest
     attempt.record("report-by-hand", row=row, report=built.sha256, model=digest, findings=len(given.findings), proof=proof)
     return {
@@ -89,17 +91,22 @@ class _Work:
                 raise Refusal(sorted(codes), "the report does not pass its checks", gate="report")
         return given, built
 
-    def store(self, built: BuiltReport, attempt: Attempt) -> str:
+    def store(self, built: BuiltReport, attempt: Attempt, row: int) -> str:
         """Sends it and has the archive prove that it holds it: "commitment" or "read-back"."""
         name, person = self.archive.endpoint.name, self.archive.person
         what = Study(self.sealed.study, sop_classes=(SopClass(built.sop_class, 1, (built.sop_uid,)),))
         with self._told("store", outward(self.archive.endpoint, person, what)):
             outcome = self.reader.store(name, built.path)
-        if outcome == "stored" and proving.commits(self.archive, self.receiver):
-            proving.committed(self.archive.plain, self.receiver, built, attempt.nonce)
+        plain, study = self.archive.plain, self.sealed.study
+
+        def requests(uid: str) -> Requests:
+            return Requests(derived_uid("transaction", [uid, attempt.nonce]))
+
+        why = uncommitted(plain, self.receiver, [built], requests) if outcome == "stored" else {built.sop_uid: ""}
+        if not why:
             return "commitment"
         with self._told("transfer", inward(self.archive.endpoint, person, what)):
-            proving.given_back(self.reader, name, built)
+            read_back(plain, self.reader, self.receiver, study, [built], attempt, row=row, why=why)
         return "read-back"
 
     def _told(self, kind: str, act: Act) -> Any:

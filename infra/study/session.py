@@ -1,5 +1,7 @@
-"""The study reader's verbs: open · facts · attach · detach · counts · fetch · report · check · store · verify · holds."""
+"""The study reader's verbs: open · facts · attach · detach · counts · fetch · report · check · store · verify ·
+recipient · compare · holds."""
 
+import base64
 import os
 import socket
 import stat
@@ -142,6 +144,18 @@ class StudySession:
         _close(fds)
         _exact(message, {"endpoint", "path"})
         return storing.verify(self._opener, str(message["path"]), self._archive(message["endpoint"]))
+
+    def do_recipient(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """The public key (X25519, 32 bytes in base64) that this process opens files of."""
+        _close(fds)
+        _exact(message, set())
+        return {"public": base64.b64encode(self._opener.public.public_bytes_raw()).decode()}
+
+    def do_compare(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """Compares every attribute of a report with what the archive sent of it to the receiver."""
+        _close(fds)
+        _exact(message, {"path", "given"})
+        return storing.compare(self._opener, str(message["path"]), str(message["given"]))
 
     def do_holds(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """How many studies are open in this process: for its health, and for whoever asks before a restart."""

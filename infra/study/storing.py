@@ -9,11 +9,13 @@ from typing import Any
 
 from pydicom.filereader import dcmread
 
-from blocks.archive import Archive, Listed, attributes_digest
+from blocks.archive import Archive, Listed, attribute_digests
 from blocks.dimse.services import ToStore
 from blocks.part10 import read_meta
 from blocks.validators import Check
 from infra.study.opened import Opener
+from policies import coercion
+from policies.coercion import Compared
 from policies.report import SEGMENTATION, SOP_CLASSES
 from rapha.errors import PeerError, Refusal
 from rapha.files import in_memory
@@ -51,12 +53,26 @@ def store(opener: Opener, path: str, archive: Archive) -> dict[str, Any]:
 
 
 def verify(opener: Opener, path: str, archive: Archive) -> dict[str, Any]:
-    """What the archive gives back, compared: "same", "other", or "absent" (also where it cannot be had at all)."""
+    """What the archive gives back, compared: "same", "coerced" with the `tags`, "other", or "absent".
+
+    Raises `PeerError(dimse-no-context)` where the archive gives nothing back on our own association, and of the archive.
+    """
     report = _object(opener, path)
-    found = archive.read_back(report.study, Listed(report.sop_uid, report.sop_class, report.series, report.modality))
-    if found is None:
-        return {"outcome": "absent"}
-    return {"outcome": "same" if found == attributes_digest(report.raw) else "other"}
+    found = archive.given_back(report.study, Listed(report.sop_uid, report.sop_class, report.series, report.modality))
+    return _said(Compared("absent") if found is None else _compared(report.raw, found))
+
+
+def compare(opener: Opener, path: str, given: str) -> dict[str, Any]:
+    """The same of what the archive sent to our receiver, which lies sealed at `given`."""
+    return _said(_compared(_object(opener, path).raw, _clear(opener, given)))
+
+
+def _compared(ours: bytes, theirs: bytes) -> Compared:
+    return coercion.compare(attribute_digests(ours), attribute_digests(theirs))
+
+
+def _said(found: Compared) -> dict[str, Any]:
+    return {"outcome": found.outcome, "tags": list(found.tags)}
 
 
 def _clear(opener: Opener, path: str) -> bytes:
