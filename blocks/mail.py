@@ -22,7 +22,7 @@ from typing import Any
 
 from blocks.endpoint import BCP_195, tls_code
 from blocks.profile import Profile, secret
-from policies.notice import ESCALATE_AFTER, GROUPS, NoticeRules, is_address
+from policies.notice import ESCALATE_AFTER, GROUPS, OPERATORS, NoticeRules, is_address
 from rapha.errors import ConfigurationError, PeerError, Refusal
 
 MAX_REPLY = 1 << 16  # bytes of one reply of the server's
@@ -136,7 +136,8 @@ def notifications(profile: Profile, environment: Mapping[str, str] = os.environ)
         user=user,
         password=password,
     )
-    persons = {group: tuple(told[f"recipients.{group}"]) for group in GROUPS}
+    groups = [*GROUPS, *([OPERATORS] if f"recipients.{OPERATORS}" in told else [])]
+    persons = {group: tuple(told[f"recipients.{group}"]) for group in groups}
     return Notifications(
         server=server, rules=NoticeRules(persons=persons, escalate_after=told.get("escalate_after_seconds", ESCALATE_AFTER))
     )

@@ -124,7 +124,7 @@ class _Session(requests.Session):
                 response.close()
                 raise PeerError("pacs-answer-too-large", "the archive's answer to a query does not end", peer="pacs")
         if response.status_code not in (200, 204):
-            raise PeerError("pacs-status", f"the archive answered a query with status {response.status_code}", peer="pacs")
+            raise web_status("pacs", "a query", response.status_code)
         response._content = bytes(body)
         if nesting(response._content) > MAX_NESTING:
             raise PeerError("pacs-answer-odd", "the archive's answer nests deeper than any DICOM JSON", peer="pacs")
@@ -215,7 +215,7 @@ class DicomWeb:
                 "GET", f"{self.base_url}/{path}", headers=headers, timeout=timeout, preload_content=False, redirect=False
             )
             if response.status != 200:
-                raise PeerError("pacs-status", f"the archive answered a retrieval with status {response.status}", peer="pacs")
+                raise web_status("pacs", "a retrieval", response.status)
             yield self._dicom_parts(response)
         except urllib3.exceptions.HTTPError as error:
             raise web_failure("pacs-retrieve", "broke off a retrieval", error, self._tls) from None
@@ -252,6 +252,12 @@ def web_failure(code: str, what: str, error: Exception, tls: WebTls | None) -> P
     if tls is not None and tls.context.failure:
         return PeerError(tls.context.failure, "the TLS handshake with the archive failed", peer="pacs")
     return PeerError(code, f"the archive {what} ({type(error).__name__})", peer="pacs")
+
+
+def web_status(kind: str, what: str, status: int) -> PeerError:
+    """What a status means that is no success: …-login (401), …-unavailable (502, 503, 504: for everybody), else …-status."""
+    code = {401: f"{kind}-login"} | dict.fromkeys((502, 503, 504), f"{kind}-unavailable")
+    return PeerError(code.get(status, f"{kind}-status"), f"the archive answered {what} with status {status}", peer="pacs")
 
 
 def value_of(answer: Mapping[str, Any], tag: str) -> str:

@@ -17,7 +17,7 @@ import yaml
 from blocks.endpoint import Endpoint, ReceiverTls, Retrieve, Store, TlsSettings, TlsVersion
 from blocks.settings import is_loopback, is_plain, mode_of
 from policies.gate import Mode
-from policies.notice import GROUPS, channel_codes, is_address, is_host, wrong_recipients
+from policies.notice import GROUPS, OPERATORS, channel_codes, is_address, is_host, wrong_recipients
 from rapha.errors import ConfigurationError
 from rapha.files import read_regular
 
@@ -78,7 +78,7 @@ SCHEMA: dict[str, dict[str, Kind]] = {
         "password": str,
         "needs_outside_line": bool,
     },
-    "notifications.recipients": dict.fromkeys(GROUPS, list),
+    "notifications.recipients": dict.fromkeys((*GROUPS, OPERATORS), list),
     "notifications.sms": {"enabled": bool, "provider": str},
     "notifications.hl7": {"enabled": bool, "server": str, "port": int},
     "performance": {"connection_pool_size": int, "connection_timeout_seconds": int, "max_retries": int},

@@ -20,6 +20,7 @@ from sqlalchemy import func, select
 
 from blocks.database import RowConflict, locked
 from blocks.reading_letters import Letters, dead, no_lease, open_again, put_back
+from blocks.reading_outages import ANSWERED, answered, let_through, met_outage, no_outage, paused
 from blocks.reading_outbox import Outbox, write_notices
 from blocks.reading_polls import Polls
 from blocks.reading_rows import (
@@ -139,14 +140,15 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
     ) -> StudyLease | None:
         """The study whose turn is next (or `row`, whenever its next try is), under a lease; or None. Never one to two workers.
 
-        but: rows that are not to be given.
+        but: rows that are not to be given. Studies of an endpoint that is paused are passed over, `row` is not.
         """
         with self._session() as session:
             owed = (StudyRow.state == "scheduled", StudyRow.id.not_in(but))
             wanted = select(StudyRow).where(*owed).order_by(StudyRow.turn, StudyRow.id).limit(1)
-            mine = wanted.where(come(StudyRow.next_at, now, LONGEST_PAUSE)) if row is None else wanted.where(StudyRow.id == row)
+            due = (come(StudyRow.next_at, now, LONGEST_PAUSE), StudyRow.pacs.not_in(paused(now)))
+            mine = wanted.where(*due) if row is None else wanted.where(StudyRow.id == row)
             found = session.scalars(locked(mine)).first()
-            if found is None:
+            if found is None or (row is None and not let_through(session, found.pacs, now)):
                 return None
             found.state, found.lease_owner, found.lease_token = "in-progress", worker[:128], secrets.token_hex(16)
             found.lease_until, found.updated_at, found.attempt = now + seconds, now, found.attempt + 1
@@ -167,6 +169,10 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
             row = held(session, lease, now)
             if STAGES.index(stage) < list(STAGES).index(row.stage):  # type: ignore[arg-type]
                 raise Refusal(["stage-backwards"], "a study goes back only by being opened again")
+            if row.stage != stage:
+                no_outage(row)
+            if stage in ANSWERED:
+                answered(session, row.pacs)
             row.stage, row.updated_at = stage, now
             write_notices(session, row, notices, now)
             return self._lease(row)
@@ -178,18 +184,32 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
             write_notices(session, row, notices, now)
             row.state, row.codes, row.tries, row.updated_at, row.cancel_asked = "completed", "", 0, now, False
             no_lease(row)
+            no_outage(row)
             if row.changed:
                 open_again(session, row, now)
             return row.state
 
-    def fail(self, lease: StudyLease, codes: Sequence[str], now: int, *, retry_at: int | None = None) -> str:
+    def fail(
+        self, lease: StudyLease, codes: Sequence[str], now: int, *, retry_at: int | None = None, letters_to: str = ""
+    ) -> str:
         """The stage failed: tried again from there at `retry_at`, MAX_TRIES in all, or a dead letter. Its state from now on.
 
-        retry_at: an hour ahead at most (`LONGEST_PAUSE`).
+        retry_at: an hour ahead at most (`LONGEST_PAUSE`); letters_to: the group of recipients that a dead letter is told to, ""
+        for nobody.
         """
         with self._session() as session:
             row = held(session, lease, now, cancelled_too=True)
-            return _ended(session, row, " ".join(codes)[:2000], now, retry_at)
+            no_outage(row)
+            row.tries += 1
+            return _ended(session, row, " ".join(codes)[:2000], now, retry_at, letters_to)
+
+    def set_aside(self, lease: StudyLease, codes: Sequence[str], now: int, *, letters_to: str = "") -> str:
+        """The stage failed because a peer is down for everybody (`policies.outage`): tried again after a pause, as often as it
+        takes, and not counted; a dead letter after OUTAGE_SECONDS of that. Its state from now on."""
+        with self._session() as session:
+            row = held(session, lease, now, cancelled_too=True)
+            retry_at = met_outage(session, row, list(codes), now)
+            return _ended(session, row, " ".join(codes)[:2000], now, retry_at, letters_to)
 
     def cancel(self, row: int, now: int) -> str:
         """Stops a study: at once where it waits, at its worker's next word where it is worked on. `Refusal` study-over."""
@@ -202,8 +222,8 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
                 found.state, found.cancel_asked = "canceled", False
             return found.state
 
-    def reap(self, now: int) -> list[LostStudy]:
-        """Takes back the leases that ran out. What was lost too often becomes a dead letter.
+    def reap(self, now: int, *, letters_to: str = "") -> list[LostStudy]:
+        """Takes back the leases that ran out. What was lost too often becomes a dead letter. letters_to: as for `fail`.
 
         A lease of a clock that has been set back since lasts from now on as long as it did: whoever holds it renews it by then.
         """
@@ -215,7 +235,8 @@ class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
             lost = select(StudyRow).where(StudyRow.state == "in-progress", StudyRow.lease_until <= now).order_by(StudyRow.id)
             out = []
             for row in session.scalars(locked(lost)).all():
-                state = _ended(session, row, "lease-expired", now, now)
+                row.tries += 1
+                state = _ended(session, row, "lease-expired", now, now, letters_to)
                 out.append(LostStudy(row=row.id, attempt=row.attempt, stage=row.stage, state=state))
             return out
 
@@ -279,16 +300,16 @@ def open_reading_register(environment: Mapping[str, str]) -> ReadingRegister:
     return ReadingRegister(url, key) if url else ReadingRegister.at(Path(folder) / "reading.sqlite", key)
 
 
-def _ended(session: Any, row: StudyRow, codes: str, now: int, retry_at: int | None) -> str:
+def _ended(session: Any, row: StudyRow, codes: str, now: int, retry_at: int | None, letters_to: str) -> str:
     """A try ended badly. Returns "dead" for a row that is canceled with a dead letter."""
-    row.codes, row.tries, row.updated_at = codes, row.tries + 1, now
+    row.codes, row.updated_at = codes, now
     no_lease(row)
     if row.cancel_asked:
         row.state, row.cancel_asked = "canceled", False
     elif row.changed:
         open_again(session, row, now)
     elif retry_at is None or row.tries >= MAX_TRIES:
-        dead(session, row, now)
+        dead(session, row, now, letters_to)
         return "dead"
     else:
         put_back(row, min(retry_at, now + LONGEST_PAUSE))

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from blocks.reading_rows import LONGEST_PAUSE, STAGES, InstanceRow, LetterRow, ReadingLetter, StudyLease, StudyRow
+from blocks.reading_outages import no_outage
+from blocks.reading_outbox import write_notices
+from blocks.reading_rows import LONGEST_PAUSE, STAGES, InstanceRow, LetterRow, Notice, ReadingLetter, StudyLease, StudyRow
 from blocks.reading_shelf import Shelf, held, study_of
 from policies.priority import known_priority, turn
 from rapha.errors import Refusal
@@ -38,6 +40,7 @@ class Letters(Shelf):
             row = study_of(session, found.study)
             found.resolved_at, found.resolution = now, "replayed"
             row.tries, row.codes, row.updated_at = 0, "", now
+            no_outage(row)
             if row.stage == STAGES[0]:
                 twice = (InstanceRow.study == row.id, InstanceRow.opening == row.opening, InstanceRow.conflict)
                 session.execute(update(InstanceRow).where(*twice).values(conflict=False, sha256=""))
@@ -67,14 +70,18 @@ def _back(session: Session, row: StudyRow, codes: str, now: int, again_at: int) 
     return row.state
 
 
-def dead(session: Session, row: StudyRow, now: int) -> None:
-    """Gives up on a study, with a letter."""
+def dead(session: Session, row: StudyRow, now: int, letters_to: str = "") -> None:
+    """Gives up on a study, with a letter, and where somebody is to be told of letters, with a notice."""
     row.state = "canceled"
     session.add(
         LetterRow(
             study=row.id, opening=row.opening, attempt=row.attempt, stage=row.stage, codes=row.codes, at=now, why_sealed=b""
         )
     )
+    if letters_to:
+        facts: dict[str, str | int] = {"study": row.id, "stage": row.stage, "codes": row.codes}
+        told = Notice(kind="dead-letter", recipient_group=letters_to, template="dead-letter", facts=facts)
+        write_notices(session, row, [told], now, anew=True)
 
 
 def put_back(row: StudyRow, next_at: int) -> None:
@@ -88,6 +95,7 @@ def open_again(session: Session, row: StudyRow, now: int) -> None:
     session.execute(letters.values(resolved_at=now, resolution="changed"))
     row.opening, row.stage, row.tries, row.codes, row.changed = row.opening + 1, STAGES[0], 0, "", False
     row.cancel_asked, row.queued_at, row.turn = False, now, turn(known_priority(row.priority), now)
+    no_outage(row)
     session.execute(delete(InstanceRow).where(InstanceRow.study == row.id, InstanceRow.opening == row.opening))
     put_back(row, now)
 

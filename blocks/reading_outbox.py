@@ -121,17 +121,25 @@ class Outbox(Shelf):
             return [_due(one) for one in session.scalars(mine).all()]
 
 
-def write_notices(session: Session, row: StudyRow, notices: Sequence[Notice], now: int) -> None:
-    """Inside the caller's transaction. One kind, group and template is told once in each opening, however often repeated."""
+def write_notices(session: Session, row: StudyRow, notices: Sequence[Notice], now: int, *, anew: bool = False) -> None:
+    """Inside the caller's transaction. One kind, group and template is told once in each opening, however often repeated.
+
+    anew: one that was told already is told again, as what it says now.
+    """
     for one in notices:
-        same = select(NoticeRow.id).where(
+        same = select(NoticeRow).where(
             NoticeRow.study == row.id,
             NoticeRow.opening == row.opening,
             NoticeRow.kind == one.kind,
             NoticeRow.recipient_group == one.recipient_group,
             NoticeRow.template == one.template,
         )
-        if session.scalars(same).first() is None:
+        known = session.scalars(same.with_for_update()).first()
+        if known is not None and anew:
+            known.facts, known.state, known.level, known.tries = json.dumps(one.facts, sort_keys=True), "waiting", 0, 0
+            known.created_at = known.next_at = now
+            known.code, known.sent_at, known.acknowledged_at, known.acknowledged_by = "", None, None, ""
+        if known is None:
             session.add(
                 NoticeRow(
                     study=row.id,

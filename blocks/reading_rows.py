@@ -88,6 +88,8 @@ class StudyRow(Base):
     cancel_asked: Mapped[bool] = mapped_column(default=False)
     attempt: Mapped[int] = mapped_column(default=0)
     tries: Mapped[int] = mapped_column(default=0)
+    outages: Mapped[int] = mapped_column(default=0)
+    outage_since: Mapped[int | None] = mapped_column(BigInteger, default=None)
     codes: Mapped[str] = mapped_column(String(2000), default="")
     turn: Mapped[int] = mapped_column(BigInteger)
     next_at: Mapped[int] = mapped_column(BigInteger)
@@ -100,6 +102,17 @@ class StudyRow(Base):
     lease_until: Mapped[int] = mapped_column(BigInteger, default=0)
     counts: Mapped[str] = mapped_column(String(64), default="")
     listed_at: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class PauseRow(Base):
+    """An endpoint that could not be reached. until: nobody claims a study of it before; probed: one was let through since."""
+
+    __tablename__ = "reading_pauses"
+
+    pacs: Mapped[str] = mapped_column(String(64), primary_key=True)
+    failures: Mapped[int]
+    until: Mapped[int] = mapped_column(BigInteger)
+    probed: Mapped[bool]
 
 
 class OwnSeriesRow(Base):
@@ -269,7 +282,7 @@ class InstanceState:
 class Notice:
     """What somebody must be told. facts: codes and counts, never a value of a patient's."""
 
-    kind: Literal["critical", "result"]
+    kind: Literal["critical", "result", "dead-letter"]
     recipient_group: str
     template: str
     facts: dict[str, str | int] = field(default_factory=dict)

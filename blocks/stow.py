@@ -10,7 +10,7 @@ from typing import Any
 import urllib3
 
 from blocks.dimse.services import ToStore
-from blocks.pacs import MAX_NESTING, Timeouts, WebTls, web_failure
+from blocks.pacs import MAX_NESTING, Timeouts, WebTls, web_failure, web_status
 from rapha.canonical import nesting
 from rapha.errors import PeerError
 
@@ -105,7 +105,7 @@ def _sent(
             raise PeerError("stow-slow", "the archive's answer to a STOW does not end", peer="pacs")
     response.close()
     if response.status not in (200, 202, 409):
-        raise PeerError("stow-status", f"the archive answered a STOW with status {response.status}", peer="pacs")
+        raise web_status("stow", "a STOW", response.status)
     return _read(raw)
 
 

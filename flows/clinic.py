@@ -22,6 +22,7 @@ from blocks.study import StudyReader
 from blocks.witnessed import WitnessedArchive
 from flows.pacs.endpoints import chosen, witnessed
 from flows.polled import poll_settings
+from policies.notice import OPERATORS
 from policies.polling import PollSettings
 from rapha.canonical import digest, digest_of
 from rapha.errors import ConfigurationError
@@ -65,6 +66,11 @@ class Clinic:
     def most(self) -> int:
         """Studies in flight at once."""
         return int(self.profile.values.get("workflow.max_concurrent_studies", 50))
+
+    @property
+    def letters_to(self) -> str:
+        """The group of recipients that is told of dead letters, "" where the profile names none."""
+        return OPERATORS if f"notifications.recipients.{OPERATORS}" in self.profile.values else ""
 
     @cached_property
     def lease_seconds(self) -> int:

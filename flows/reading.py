@@ -30,6 +30,7 @@ from flows.stages import ENGINE_FAILED, async_stage, stage
 from flows.tidying import tidy
 from policies.alerts import alert_type
 from policies.node_fault import Scope, node_fault
+from policies.outage import is_outage
 from rapha.errors import ConfigurationError, PeerError, RaphaError, Refusal
 from tasks.reading import alarms as alarming
 from tasks.reading import poll as polling
@@ -118,7 +119,7 @@ ask = stage(polling.poll, "poll")
 def poll(pacs: str = "primary") -> dict[str, int]:
     """Asks one endpoint of the profile for what is new or changed, and writes it into the register. Counts."""
     clinic, now = _opened(), int(time.time())
-    clinic.register.reap(now)
+    clinic.register.reap(now, letters_to=clinic.letters_to)
     found = ask(clinic.register, clinic.archive(pacs), clinic.polling(pacs), now)
     counts = {"new": found.new, "changed": found.changed, "known": found.known, "own": found.own, "questions": found.questions}
     swept = {} if found.swept is None else {"swept": found.swept}
@@ -174,7 +175,7 @@ def _stands(clinic: Clinic) -> None:
     """What every study needs of this node. One endpoint's own settings are looked at with its studies."""
     _ = clinic.models, clinic.limits, clinic.lease_seconds, clinic.trail, clinic.kept
     clinic.ledger.position()
-    clinic.register.reap(int(time.time()))  # what was lost is worked on in this very shift
+    _reaped(clinic)  # what was lost is worked on in this very shift
 
 
 async def _minded(clinic: Clinic, shift: Shift[StudyLease], board: Board, over: asyncio.Event) -> None:
@@ -193,7 +194,7 @@ async def _looked_after(clinic: Clinic, shift: Shift[StudyLease], board: Board) 
     """A worker that dies leaves its studies to whoever works on: their leases may run out long after that one's start."""
     await asyncio.to_thread(_alarmed, clinic)
     try:
-        await asyncio.to_thread(clinic.register.reap, int(time.time()))
+        await asyncio.to_thread(_reaped, clinic)
         queue = await asyncio.to_thread(clinic.register.queue)
     except RaphaError as error:
         log.warning("the register: %s", ", ".join(error.codes))
@@ -223,6 +224,10 @@ async def _told(clinic: Clinic) -> None:
         log.warning("tell: %s", ", ".join(error.codes))
     except ENGINE_FAILED:
         log.warning("tell: engine-failed")
+
+
+def _reaped(clinic: Clinic) -> None:
+    clinic.register.reap(int(time.time()), letters_to=clinic.letters_to)
 
 
 def _claimed(clinic: Clinic) -> StudyLease | None:
@@ -338,12 +343,17 @@ def _lost(lease: StudyLease, codes: Sequence[str]) -> str:
 
 
 def _failed(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:
-    """What failed is tried again later while it is a peer that failed; else, and after too many tries, it is a dead letter."""
-    now = int(time.time())
+    """What failed is tried again later while it is a peer that failed; else, and after too many tries, it is a dead letter.
+
+    A peer that is down for everybody is no try of this study's.
+    """
+    now, codes, to = int(time.time()), list(error.codes), clinic.letters_to
     _alerted(clinic, lease, error)
-    retry_at = now + FIRST_PAUSE * 2**lease.tries if isinstance(error, PeerError) else None
     try:
         clinic.attempt(lease).record("ended", state="failed", codes=sorted(error.codes), row=lease.row)
-        return clinic.register.fail(lease, list(error.codes), now, retry_at=retry_at)
+        if isinstance(error, PeerError) and is_outage(codes):
+            return clinic.register.set_aside(lease, codes, now, letters_to=to)
+        retry_at = now + FIRST_PAUSE * 2**lease.tries if isinstance(error, PeerError) else None
+        return clinic.register.fail(lease, codes, now, retry_at=retry_at, letters_to=to)
     except RaphaError as lost:
         return _put_back(clinic, lease, lost) if _scope(lost) else _lost(lease, lost.codes)

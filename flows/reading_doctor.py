@@ -14,6 +14,7 @@ from blocks.validators import IOD, TEMPLATE, installed
 from flows.finding import Finding, looked
 from flows.reading_health import POLL, reading_components
 from flows.reading_looks import looks
+from policies.notice import OPERATORS
 from rapha.errors import RaphaError, Refusal
 from rapha.ledger import verify
 from rapha.signing import load_private
@@ -49,6 +50,7 @@ def examine_reading(environment: Mapping[str, str]) -> Iterator[Finding]:
     for name, look in {**_looks(values, profile), **looks(values, served=served)}.items():
         yield looked(name, look)
     yield from _limits(values, profile)
+    yield from letters_told(profile)
     yield from _parts(values, profile, served=served)
 
 
@@ -66,6 +68,12 @@ def _limits(values: Mapping[str, str], profile: Profile) -> Iterator[Finding]:
 
 def _capabilities(values: Mapping[str, str]) -> Path:
     return Path(values["RAPHA_STATE_DIR"]) / "capabilities"
+
+
+def letters_told(profile: Profile) -> Iterator[Finding]:
+    """A remark where nobody is told that a study was given up on."""
+    if f"notifications.recipients.{OPERATORS}" not in profile.values:
+        yield Finding("dead letters", said=f"nobody is told of them: the profile names no notifications.recipients.{OPERATORS}")
 
 
 def _looks(values: Mapping[str, str], profile: Profile) -> dict[str, Callable[[], object]]:

@@ -37,6 +37,16 @@ def reading_components(environment: Mapping[str, str], profile: Profile) -> dict
     return looked_at(_looks(_filled(environment), profile))
 
 
+def waits_for_a_person(environment: Mapping[str, str]) -> dict[str, int]:
+    """Code -> how many: dead-letters, of studies that were given up on, and that nobody has replayed or discarded."""
+    register = open_reading_register(environment)
+    try:
+        letters = register.tally(int(time.time())).dead_letters
+    finally:
+        register.close()
+    return {"dead-letters": letters} if letters else {}
+
+
 def looked_at(looks: Looks) -> dict[str, str]:
     """Each look's code, "" for none; they run at once, and one that does not come back in time is `…-timeout`."""
     pool = ThreadPoolExecutor(max(1, len(looks)), thread_name_prefix="health")

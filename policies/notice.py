@@ -13,8 +13,10 @@ from typing import Any, Literal
 from rapha.canonical import digest_of
 from rapha.errors import Refusal
 
-GROUPS = ("radiology",)  # every group that a notice may be for; the profile names the persons of each
+GROUPS = ("radiology",)  # every group that a result may be for; the profile names the persons of each
+OPERATORS = "operators"  # who is told of dead letters, where the profile names them
 MAX_COUNT = 99_999
+CODES = re.compile(r"[A-Za-z0-9-]{1,64}(?: [A-Za-z0-9-]{1,64}){0,15}")
 ESCALATE_AFTER = 900  # seconds
 REFUSED_FOR_GOOD = frozenset({"mail-recipient-refused", "mail-content-refused"})
 REFUSED_FOR_NOW = frozenset({"mail-recipient-later", "mail-content-later", "mail-unfinished"})
@@ -49,11 +51,12 @@ class NoticeRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """Texts with {row}, {notice} and the counts of `fields` in them."""
+    """Texts with {row}, {notice}, the counts of `fields` and the codes of `coded` in them."""
 
     subject: str
     body: str
     fields: tuple[str, ...]
+    coded: tuple[str, ...] = ()
 
 
 _COUNTS = "Findings: {findings}, of them critical: {critical}. Instances analysed: {analysed}, left out: {left_out}.\n"
@@ -68,6 +71,13 @@ TEMPLATES: Mapping[str, Template] = {
         subject="Result for row {row} (notice {notice})",
         body="Row {row} of the reading service was analysed.\n" + _COUNTS + "The report is in the archive.\n",
         fields=_FIELDS,
+    ),
+    "dead-letter": Template(
+        subject="Row {row} was given up on (notice {notice})",
+        body="Row {row} of the reading service was given up on at stage {stage}: {codes}.\n"
+        "`rapha dead-letters list` on the node shows it; `replay` owes it again.\n",
+        fields=(),
+        coded=("stage", "codes"),
     ),
 }
 # What is sent where a notice is not one of the above in every field: somebody is told, and nothing of the notice is quoted.
@@ -91,15 +101,14 @@ class Words:
 def words(
     notice: int, row: int, kind: str, template: str, facts: Mapping[str, Any], *, level: int = 0, escalate_after: int = 0
 ) -> Words:
-    """The mail for one notice. Only whole numbers of the template's own fields get into it; anything else makes it bare."""
+    """The mail for one notice. Only counts and codes of the template's own fields get into it; anything else makes it bare."""
     chosen = TEMPLATES.get(template)
-    counts = {name: facts.get(name) for name in chosen.fields} if chosen else {}
-    known = chosen is not None and set(facts) - {"study"} == set(counts) and all(map(_is_count, counts.values()))
-    if chosen is None or not known:
-        chosen, counts = (BARE_CRITICAL if kind == "critical" else BARE), {}
-    values = {**counts, "row": row, "notice": notice}
+    known = _known(chosen, facts) if chosen else None
+    if chosen is None or known is None:
+        chosen = BARE_CRITICAL if kind == "critical" else BARE
+    values = {**(known or {}), "row": row, "notice": notice}
     body = chosen.body.format_map(values) + (_answer(notice, level, escalate_after) if kind == "critical" else "")
-    return Words(subject=chosen.subject.format_map(values), body=body, codes=() if known else ("notice-facts",))
+    return Words(subject=chosen.subject.format_map(values), body=body, codes=() if known is not None else ("notice-facts",))
 
 
 def message_id(notice: int, created_at: int, level: int, to: str, sender: str) -> str:
@@ -153,6 +162,17 @@ def wrong_recipients(persons: Sequence[object]) -> bool:
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def _known(chosen: Template, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The template's own fields; None where the facts are anything else."""
+    counts, coded = ({name: facts.get(name) for name in names} for names in (chosen.fields, chosen.coded))
+    mine = set(facts) - {"study"} == {*counts, *coded}
+    return {**counts, **coded} if mine and all(map(_is_count, counts.values())) and all(map(_is_coded, coded.values())) else None
+
+
+def _is_coded(value: object) -> bool:
+    return isinstance(value, str) and CODES.fullmatch(value) is not None
 
 
 def _answer(notice: int, level: int, escalate_after: int) -> str:

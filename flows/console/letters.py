@@ -4,9 +4,10 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import cyclopts
+from cyclopts import Parameter
 
 from blocks.audit import Act, audited, open_audit_trail
 from blocks.halves import halves
@@ -19,6 +20,8 @@ from rapha.console.app import AsJson, Result
 from rapha.errors import ConfigurationError, Refusal
 
 READING = "reading:"
+Every = Annotated[bool, Parameter(name="--all", negative=(), help="Every letter of a study that nobody has resolved.")]
+Code = Annotated[str, Parameter(name="--code", help="With --all: those of this code alone.")]
 
 
 def register(app: cyclopts.App) -> None:
@@ -56,11 +59,33 @@ def show(letter: str, *, as_json: AsJson = False) -> Result:
     return Result(found, [f"{name}: {value}" for name, value in found.items()])
 
 
-def replay(letter: str, *, as_json: AsJson = False) -> Result:
+def replay(letter: str = "", *, every: Every = False, code: Code = "", as_json: AsJson = False) -> Result:
     """Owe it again: a study from the stage that failed, a job from Settle on in place, else all gates in a new attempt.
 
-    Example: `rapha dead-letters replay reading:17`
+    --all: those of studies, oldest first. Example: `rapha dead-letters replay reading:17`, `… replay --all --code store-refused`
     """
+    if every is bool(letter) or (code and not every):
+        raise ConfigurationError(["dead-letter-name"], "name one letter of the list, or --all, with or without --code")
+    return _replayed_all(code) if every else _replayed(letter)
+
+
+def _replayed_all(code: str) -> Result:
+    """Letter by letter, each in the trail before it is done; one that somebody resolved meanwhile is left out."""
+    reading, rows = open_reading_register(os.environ), list[int]()
+    for one in reading.dead_letters():
+        if code and code not in one.codes:
+            continue
+        name = f"{READING}{one.id}"
+        try:
+            with _operated(name, "replayed"):
+                rows.append(reading.replay(one.id, int(time.time())))
+        except Refusal as refusal:
+            if refusal.codes != ("dead-letter-unknown",):
+                raise
+    return Result({"rows": rows, "count": len(rows)}, [f"owed again: row {row}" for row in rows] or ["none"])
+
+
+def _replayed(letter: str) -> Result:
     number, reading = _named(letter)
     with _operated(letter, "replayed"):
         if reading:

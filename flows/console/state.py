@@ -17,9 +17,9 @@ from blocks.reading_settings import reading_values
 from flows.console.progress import shown
 from flows.doctor import examine
 from flows.node import Node
-from flows.reading_health import overall, reading_components
+from flows.reading_health import overall, reading_components, waits_for_a_person
 from rapha.console.app import AsJson, Result
-from rapha.errors import ConfigurationError
+from rapha.errors import ConfigurationError, RaphaError
 
 
 def register(app: cyclopts.App) -> None:
@@ -31,6 +31,8 @@ def register(app: cyclopts.App) -> None:
 def health(*, as_json: AsJson = False) -> Result:
     """The health of every component: up, or the code of what is wrong. Exit 4 when one is down, 2 where a setting is wrong.
 
+    What is no component's fault and waits for a person is counted below: dead-letters. It changes no exit status.
+
     Example: `rapha health`
     """
     there = halves()
@@ -40,9 +42,18 @@ def health(*, as_json: AsJson = False) -> Result:
     components = {name: code or "healthy" for name, code in found.items()}
     status = overall(found.values())
     lines = [f"{name:<18} {state}" for name, state in components.items()]
+    attention = _attention(os.environ) if "reading" in there else {}
+    lines += [f"{code:<18} {count}" for code, count in attention.items()]
     misset = any(name.startswith("setting ") for name in found)
-    ends = 0 if status == "healthy" else 2 if misset else 4
-    return Result({"overall_status": status, "components": components}, [status, *lines], ends)
+    data = {"overall_status": status, "components": components, "attention": attention}
+    return Result(data, [status, *lines], 0 if status == "healthy" else 2 if misset else 4)
+
+
+def _attention(environment: Mapping[str, str]) -> dict[str, int]:
+    try:
+        return waits_for_a_person(environment)
+    except RaphaError:  # the register's own line says what is wrong with it
+        return {}
 
 
 def _training(environment: Mapping[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from flows.person import person
 from infra.hospital.reading_cohort import identifiers, make_study
 from infra.serve import base_environment
 from policies.audit_message import parse
+from policies.outage import OUTAGE_SECONDS
 from policies.polling import FoundSeries
 from rapha.console.app import build, run
 from rapha.ledger import read
@@ -108,11 +109,15 @@ def test_a_failed_peer_leaves_it_owed(clinic: Reading, tmp_path: Path) -> None:
     assert (status, said["end"], said["codes"]) == (4, "scheduled", ["study-unreachable"])
     (queued,) = [one for one in clinic.clinic().register.queue() if one.row == said["row"]]
     assert (queued.state, queued.priority) == ("scheduled", "high")
-    register, row = clinic.clinic().register, said["row"]
-    for _ in range(MAX_TRIES - 2):
-        lease = register.claim("w", int(time.time()), 60, row=row)
-        assert lease is not None and register.fail(lease, ["pacs-gone"], 1, retry_at=1) == "scheduled"
-    status, said = spawned(clinic, "read", uid(CT), **gone)  # for the fifth time: given up on, and still a peer that failed
+    register, row, now = clinic.clinic().register, said["row"], int(time.time())
+    for _ in range(MAX_TRIES):  # a peer that is down for everybody is not counted
+        lease = register.claim("w", now, 60, row=row)
+        assert lease is not None and register.set_aside(lease, ["study-unreachable"], now) == "scheduled"
+    lease = register.claim("w", now, 60, row=row)
+    assert lease is not None and register.fail(lease, ["pacs-gone"], now, retry_at=now) == "scheduled"
+    lease = register.claim("w", now, 60, row=row)
+    assert lease is not None and register.set_aside(lease, ["study-unreachable"], now - OUTAGE_SECONDS) == "scheduled"
+    status, said = spawned(clinic, "read", uid(CT), **gone)  # after a day of it: given up on, and still a peer that failed
     assert (status, said["end"], said["codes"]) == (4, "dead", ["study-unreachable"])
     for letter in register.dead_letters():
         register.discard(letter.id, "the test is over", int(time.time()))

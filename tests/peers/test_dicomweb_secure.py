@@ -152,7 +152,8 @@ STOW = [
     (200, json.dumps({"00081199": {"Value": [{"00081155": {}}]}}).encode(), "stow-answer-odd"),
     (302, b"", "stow-status"),
     (400, b"", "stow-status"),
-    (503, b"", "stow-status"),
+    (503, b"", "stow-unavailable"),
+    (401, b"", "stow-login"),
 ]
 
 
