@@ -23,6 +23,7 @@ from blocks.reading_letters import Letters, dead, no_lease, open_again, put_back
 from blocks.reading_outages import ANSWERED, answered, let_through, met_outage, no_outage, paused
 from blocks.reading_outbox import Outbox, write_notices
 from blocks.reading_polls import Polls
+from blocks.reading_reports import OwnReports
 from blocks.reading_rows import (
     LONGEST_LEASE,
     LONGEST_PAUSE,
@@ -34,6 +35,7 @@ from blocks.reading_rows import (
     LostStudy,
     Notice,
     NoticeRow,
+    OwnReport,
     OwnSeriesRow,
     QueuedStudy,
     ReadingLetter,
@@ -51,13 +53,13 @@ from rapha.errors import ConfigurationError, Refusal
 from rapha.files import made_folder
 
 __all__ = [
-    "ExpectedInstance", "Found", "FoundSeries", "FoundStudy", "InstanceState", "LostStudy", "Notice", "QueuedStudy",
+    "ExpectedInstance", "Found", "FoundSeries", "FoundStudy", "InstanceState", "LostStudy", "Notice", "OwnReport", "QueuedStudy",
     "ReadingLetter", "ReadingRegister", "StudyLease", "Tally", "Watermark", "open_reading_register",
 ]  # fmt: skip
 MAX_TRIES = 5
 
 
-class ReadingRegister(InstanceSets, Outbox, Letters, Tallies, Polls):
+class ReadingRegister(InstanceSets, OwnReports, Outbox, Letters, Tallies, Polls):
     """The register behind one database URL. Every failure of the database is a `PeerError`; a rule's no is a `Refusal`."""
 
     @classmethod

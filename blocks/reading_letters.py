@@ -47,6 +47,19 @@ class Letters(Shelf):
             put_back(row, now)
             return row.id
 
+    def read_again(self, row: int, now: int) -> int:
+        """A person wants a study that is over read once more, whole: a new opening from now on; its order.
+
+        `Refusal` study-unknown, study-not-over where it waits or is worked on: it will be read anyway.
+        """
+        with self._session() as session:
+            found = study_of(session, row)
+            if found.state not in ("completed", "canceled"):
+                raise Refusal(["study-not-over"], "the study is owed, and will be read")
+            found.content_at = found.updated_at = now
+            open_again(session, found, now, resolution="read-again")
+            return found.opening
+
     def discard(self, letter: int, why: str, now: int) -> int:
         """Gives the study up for good, for a reason that is kept sealed; its row. `Refusal` reason-missing."""
         if not why.strip():
@@ -89,10 +102,10 @@ def put_back(row: StudyRow, next_at: int) -> None:
     row.state, row.next_at = "scheduled", next_at
 
 
-def open_again(session: Session, row: StudyRow, now: int) -> None:
-    """The study's content changed: all of it anew, in a new opening. A letter about the old content is answered by that."""
+def open_again(session: Session, row: StudyRow, now: int, *, resolution: str = "changed") -> None:
+    """The study's content changed, or a person wants it: all of it anew, in a new opening. An old letter is answered by that."""
     letters = update(LetterRow).where(LetterRow.study == row.id, LetterRow.resolved_at.is_(None))
-    session.execute(letters.values(resolved_at=now, resolution="changed"))
+    session.execute(letters.values(resolved_at=now, resolution=resolution))
     row.opening, row.stage, row.tries, row.codes, row.changed = row.opening + 1, STAGES[0], 0, "", False
     row.cancel_asked, row.queued_at, row.turn = False, now, turn(known_priority(row.priority), now)
     no_outage(row)

@@ -124,6 +124,18 @@ class OwnSeriesRow(Base):
     study: Mapped[int] = mapped_column(ForeignKey("reading_studies.id", name="fk_reading_own_series_study"))
 
 
+class OwnReportRow(Base):
+    """One report of one opening. stored: the archive has taken it."""
+
+    __tablename__ = "reading_own_reports"
+
+    study: Mapped[int] = mapped_column(ForeignKey("reading_studies.id", name="fk_reading_own_reports_study"), primary_key=True)
+    opening: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    named_sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    stored: Mapped[bool] = mapped_column(default=False)
+
+
 class InstanceRow(Base):
     """One instance of one opening of a study."""
 
@@ -252,6 +264,15 @@ class LostStudy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedInstance:
+    sop_uid: str = field(repr=False)
+    sop_class: str
+    series_uid: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnReport:
+    """A report of ours, as another document refers to it; its study is the row's."""
+
     sop_uid: str = field(repr=False)
     sop_class: str
     series_uid: str = field(repr=False)

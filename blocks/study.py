@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from blocks.archive import Listed
 from blocks.channel import Channel
+from blocks.reading_rows import OwnReport
 from blocks.receiver import Arrived
 from policies.applicability import InstanceFacts
 from policies.coercion import COERCIBLE, Compared, Outcome
@@ -155,10 +156,17 @@ class StudyReader(Channel):
         return found
 
     def report(
-        self, results: Sequence[ReadBy], *, at: int, device: str, three_d: bool = True, segments: bool = False
+        self,
+        results: Sequence[ReadBy],
+        *,
+        at: int,
+        device: str,
+        three_d: bool = True,
+        segments: bool = False,
+        earlier: Sequence[OwnReport] = (),
     ) -> BuiltReport:
         """The report of the open study on what models found, sealed. at: seconds since the epoch, from the register; segments:
-        whether regions become segmentations beside it.
+        whether regions become segmentations beside it; earlier: our reports of this study that it follows.
 
         Raises `Refusal` study-model-unknown, findings-…, report-…; `PeerError` study-disk.
         """
@@ -167,6 +175,7 @@ class StudyReader(Channel):
             for one in results
         ]
         said: dict[str, Any] = {"results": listed, "at": at, "device": device, "three_d": three_d, "segments": segments}
+        said["earlier"] = [dataclasses.asdict(one) for one in earlier]
         answer = self.call("report", **said, timeout=REPORT_SECONDS)
         return _report({name: value for name, value in answer.items() if name != "ok"})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from blocks.audit import Act, Audited, Patient, Study, audited
-from blocks.reading import Notice, StudyLease
+from blocks.reading import Notice, OwnReport, StudyLease
 from blocks.reading_rows import STAGES, Stage
 from blocks.study import BuiltObject, BuiltReport, OpenedInstance, SealedFile
 from blocks.witnessed import inward, outward, sop_classes
@@ -100,6 +100,7 @@ class Course:
             device=self.clinic.node_id,
             three_d=not stores or SR_NAME in stores,
             segments=not stores or SEG_NAME in stores,
+            earlier=self.register.earlier_reports(self.lease),
         )
         if built.digests != list(checked) and (codes := self.study.check(built)):
             raise Refusal(sorted(codes), "the report does not pass its checks", gate="report")
@@ -107,6 +108,8 @@ class Course:
         self.register.referenced(self.lease, [(uid, opened.get(uid, "")) for uid in sorted(built.referenced)])
         for series in sorted({one.series_uid for one in built.objects}):
             self.register.own_series(self.lease, series)
+        own = OwnReport(sop_uid=built.sop_uid, sop_class=built.sop_class, series_uid=built.series_uid)
+        self.register.own_report(self.lease, own)
         return built
 
     def store(self) -> None:
@@ -118,6 +121,7 @@ class Course:
             known = [one for one in built.objects if self.study.store(self.lease.pacs, one.path) == "known"]
         if known:
             self._same(built, known)
+        self.register.report_stored(self.lease, built.sop_uid)
 
     def prove(self) -> None:
         """Storage commitment where the archive offers it; what it does not commit to is read back and compared."""

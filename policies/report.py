@@ -17,6 +17,7 @@ REASONS = {
     "report-no-tracking": "A measurement group has no tracking identifier and UID, or shares one.",
     "report-no-group": "It has no measurement group: neither a finding nor that nothing was found.",
     "report-coordinates": "A region has no points, or points that are no numbers.",
+    "report-predecessor": "It names itself, something of another study, or what is no report, as its predecessor.",
     "report-iod": "The IOD validator found errors.",
     "report-content": "The template validator found errors.",
     "segmentation-sop-class": "It is no Segmentation.",
@@ -43,7 +44,8 @@ class GroupFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SrFacts:
-    """What a report says of itself; UIDs are in memory only."""
+    """What a report says of itself; UIDs are in memory only. named: its study and SOP instance; predecessors: (study, SOP class,
+    SOP instance) of each document that it follows."""
 
     sop_class: str
     root: tuple[str, str]
@@ -54,6 +56,8 @@ class SrFacts:
     evidence: frozenset[str]
     references: frozenset[str]
     groups: tuple[GroupFacts, ...]
+    named: tuple[str, str]
+    predecessors: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +110,14 @@ def report_codes(e: SrFacts) -> tuple[str, ...]:
         "report-no-algorithm": all(group.algorithm and group.version for group in e.groups),
         "report-no-tracking": all(group.tracking and group.identifier for group in e.groups)
         and len(set(tracking)) == len(tracking),
+        "report-predecessor": all(_follows(e, *one) for one in e.predecessors),
         "report-coordinates": all(_is_region(points) for group in e.groups for points in group.regions),
     }
     return tuple(code for code, ok in right.items() if ok is not True)
+
+
+def _follows(e: SrFacts, study: str, sop_class: str, instance: str) -> bool:
+    return study == e.named[0] and sop_class in SOP_CLASSES and instance not in ("", e.named[1])
 
 
 def _is_region(points: tuple[float, ...]) -> bool:

@@ -18,11 +18,12 @@ from flows.engine import engine_answers, engine_told, engine_url
 from flows.pacs.endpoints import chosen, witnessed
 from flows.pacs.saving import check_uid
 from flows.person import person
-from flows.requesting import WANTED, request
+from flows.requesting import WANTED, reopened, request
 from policies.priority import known_priority
 from rapha.console.app import AsJson, Result
 
 Pacs = Annotated[str, Parameter(name="--pacs", help="The endpoint's name in the profile.")]
+Again = Annotated[bool, Parameter(name="--again", negative=())]
 SHOWN_EVERY, WAIT_SECONDS = 0.5, 3600.0
 # How a run may end -> exit status; what is not here is our bug.
 STATUS = {"in-progress": 4, "completed": 0, "canceled": 3, "dead": 3, "scheduled": 4, "lost": 4, "put-back": 2}
@@ -33,11 +34,11 @@ def register(app: cyclopts.App) -> None:
     app.command(read, name="read")
 
 
-def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json: AsJson = False) -> Result:
+def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", again: Again = False, as_json: AsJson = False) -> Result:
     """The reading flow for one study now, in this process: retrieved, analysed, its report stored and proven stored.
 
-    A study that is read already, and has not changed since, is not read again; for one that another worker has just taken, the
-    command waits. What fails for a peer's sake stays owed.
+    A study that is read already, and has not changed since, is not read again without --again; for one that another worker has
+    just taken, the command waits. What fails for a peer's sake stays owed.
 
     Example: `rapha read 1.2.840.10008.1.2.3 --priority urgent`
 
@@ -47,6 +48,8 @@ def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json:
         Study Instance UID. It is looked for at the endpoint and kept in the register alone.
     priority
         urgent, high, medium or low: its place should it have to wait after all.
+    again
+        Read it once more, whole, where it is read already or was given up on. Its new report names the earlier one.
     """
     known_priority(priority)
     engine_url(os.environ)
@@ -54,6 +57,8 @@ def read(study: str, *, priority: str = WANTED, pacs: Pacs = "primary", as_json:
     engine_answers(os.environ)
     archive = witnessed(chosen(clinic.profile, pacs), clinic.state, clinic.trail, person())
     asked = request(clinic.register, archive, clinic.polling(pacs), uid, priority)
+    if again:
+        asked = reopened(clinic.register, clinic.trail, asked, priority)
     row = asked.study.row
     from flows.reading import read as reading  # the engine takes a second to import
 

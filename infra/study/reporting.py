@@ -16,7 +16,8 @@ from infra.study.reports import headers, keep, referenced
 from policies.findings import Finding, ImageShape, read_listed
 from rapha.errors import Refusal
 
-NAMES = {"at", "device", "three_d", "segments", "results"}
+NAMES = {"at", "device", "three_d", "segments", "results", "earlier"}
+MOST_EARLIER = 64
 
 
 def report(
@@ -45,10 +46,21 @@ def report(
     contents = tuple(opened.facts(index).sha256 for index in chosen)
     at, device = _whole(message["at"]), _text(message["device"])
     told = {name: message[name] is True for name in ("three_d", "segments")}
-    built = build_objects(headers(opened, chosen), analysed, ReportFacts(at=at, contents=contents, device=device, **told))
+    earlier = _earlier(message["earlier"])
+    made = ReportFacts(at=at, contents=contents, device=device, earlier=earlier, **told)
+    built = build_objects(headers(opened, chosen), analysed, made)
     segmentations = [_kept(raw, folder, opener) for raw in built.segmentations]
     images = set(referenced(built.report)) - {one["sop_uid"] for one in segmentations}
     return {**_kept(built.report, folder, opener), "referenced": sorted(images), "segmentations": segmentations}
+
+
+def _earlier(value: object) -> tuple[tuple[str, str, str], ...]:
+    """(SOP class, SOP instance, series) of each earlier report."""
+    if not isinstance(value, list) or len(value) > MOST_EARLIER:
+        raise _odd()
+    if not all(isinstance(one, dict) and set(one) == {"sop_uid", "sop_class", "series_uid"} for one in value):
+        raise _odd()
+    return tuple((_text(one["sop_class"]), _text(one["sop_uid"]), _text(one["series_uid"])) for one in value)
 
 
 def _kept(raw: bytes, folder: Path, opener: Opener) -> dict[str, Any]:

@@ -63,13 +63,15 @@ class Analysed:
 class ReportFacts:
     """What the report does not take from the images. at: seconds since the epoch (UTC), from the register; contents: SHA-256 of
     each source, in their order; three_d: Comprehensive 3D SR, or Comprehensive SR for an archive that takes no better; segments:
-    a region becomes a segment, or an outline in the report for an archive that takes no segmentations."""
+    a region becomes a segment, or an outline in the report for an archive that takes no segmentations; earlier: (SOP class, SOP
+    instance, series) of our reports of this study that this one follows."""
 
     at: int
     contents: tuple[str, ...]
     device: str
     three_d: bool = True
     segments: bool = False
+    earlier: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +130,21 @@ def _report(
             is_final=False,
             is_verified=False,
             institution_name=None,
+            previous_versions=_earlier(sources[0], facts) or None,
         )
     except (AttributeError, ValueError, TypeError, KeyError):
         raise Refusal(["report-source-incomplete"], "an instance lacks what a report must say of it", gate="report") from None
+
+
+def _earlier(source: Dataset, facts: ReportFacts) -> list[Dataset]:
+    """What the library takes for earlier versions: the Predecessor Documents Sequence (PS3.3 C.17.2) is made of them."""
+    found = []
+    for sop_class, instance, series in facts.earlier:
+        one = Dataset()
+        one.SOPClassUID, one.SOPInstanceUID, one.SeriesInstanceUID = sop_class, instance, series
+        one.StudyInstanceUID = source.StudyInstanceUID
+        found.append(one)
+    return found
 
 
 def _regions(sources: Sequence[Dataset], analysed: Sequence[Analysed], name: str) -> list[Region]:
@@ -151,6 +165,7 @@ def _name(sources: Sequence[Dataset], analysed: Sequence[Analysed], facts: Repor
     """All that the report follows from, as one line: the same for the same work."""
     parts = [str(sources[0].StudyInstanceUID), str(facts.at), facts.device, str(facts.three_d), *facts.contents]
     parts += ["segments"] if facts.segments else []
+    parts += [part for one in facts.earlier for part in ("after", *one)]
     for one in analysed:
         parts += [one.digest, *map(str, one.read), *map(repr, one.findings)]
     return derived_uid("work", parts)

@@ -96,6 +96,8 @@ def _facts(dataset: Dataset) -> SrFacts:
         evidence=frozenset(_evidence(dataset)),
         references=frozenset(uid for item in items for uid in _references(item)),
         groups=tuple(_group(item) for item in items if _concept(item) == GROUP),
+        named=(str(dataset.get("StudyInstanceUID", "")), str(dataset.get("SOPInstanceUID", ""))),
+        predecessors=tuple(_predecessors(dataset)),
     )
 
 
@@ -162,6 +164,14 @@ def _concept(item: Dataset) -> str:
 
 def _references(item: Dataset) -> list[str]:
     return [str(one.ReferencedSOPInstanceUID) for one in item.get("ReferencedSOPSequence") or ()]
+
+
+def _predecessors(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
+    """(study, SOP class, SOP instance) of each earlier document that it names."""
+    for study in dataset.get("PredecessorDocumentsSequence") or ():
+        for series in study.ReferencedSeriesSequence:
+            for one in series.ReferencedSOPSequence:
+                yield str(study.StudyInstanceUID), str(one.ReferencedSOPClassUID), str(one.ReferencedSOPInstanceUID)
 
 
 def _evidence(dataset: Dataset) -> Iterator[str]:

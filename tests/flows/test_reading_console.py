@@ -103,6 +103,24 @@ def test_a_study_is_read_now_and_only_its_row_is_known_to_the_engine(clinic: Rea
     assert person() in {message.participants[-1].user for message in asked}
 
 
+@pytest.mark.timeout(200)
+def test_a_study_is_read_again_at_a_persons_word_and_its_report_names_the_earlier_one(clinic: Reading) -> None:
+    def reports() -> dict[str, Any]:
+        held = [dcmread(path, stop_before_pixels=True) for path in clinic.archive.glob("*.dcm")]
+        return {str(one.SOPInstanceUID): one for one in held if one.Modality == "SR" and one.StudyInstanceUID == uid(DX)}
+
+    before = reports()
+    status, said = spawned(clinic, "read", uid(DX), "--again")
+    assert (status, said["end"], said["outcome"], said["started"]) == (0, "completed", "reopened", True), said
+    (name,) = set(reports()) - set(before)
+    (study,) = reports()[name].PredecessorDocumentsSequence
+    (series,) = study.ReferencedSeriesSequence
+    (earlier,) = [before[one.ReferencedSOPInstanceUID] for one in series.ReferencedSOPSequence]
+    assert (study.StudyInstanceUID, series.SeriesInstanceUID) == (earlier.StudyInstanceUID, earlier.SeriesInstanceUID)
+    acts = [parse(xml) for one, xml in open_audit_trail(clinic.environment).messages(Wanted(kinds=("operator",)))]
+    assert [act.subjects[-1].id for act in acts] == [f"urn:rapha:reading:{said['row']}#read-again"] * 2  # begun, ended
+
+
 def test_a_failed_peer_leaves_it_owed(clinic: Reading, tmp_path: Path) -> None:
     gone = {"RAPHA_STUDY_SOCKET": str(tmp_path / "none.sock")}
     status, said = spawned(clinic, "read", uid(CT), **gone)
@@ -261,6 +279,7 @@ def test_dead_letters_are_listed_replayed_and_discarded_for_a_reason(clinic: Rea
     assert typed("dead-letters", "show", second)[1]["codes"] == ["dead-letter-unknown"]
     assert typed("dead-letters", "show", "writing:1")[1]["codes"] == ["dead-letter-name"]
     acts = [parse(xml) for one, xml in trail.messages(Wanted(kinds=("operator",))) if one.stage == "begin"]
+    acts = [message for message in acts if "dead-letter" in message.subjects[-1].id]
     assert [message.subjects[-1].id for message in acts] == [
         f"urn:rapha:dead-letter:{first}#replayed",
         f"urn:rapha:dead-letter:{second}#discarded",
