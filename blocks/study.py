@@ -1,8 +1,8 @@
 """The study reader: the process that opens what the receiver sealed. One connection is one study.
 
-Verbs: open · facts · attach · detach · counts · fetch · report · check · store · verify · recipient · compare · holds. What comes
-back is indexes, counts, digests, tags and codes, and for each instance its SOP Instance UID, which the caller pairs with the
-archive's list and writes nowhere in clear. Closing the connection lets go of all that was held.
+Verbs: open · facts · attach · detach · counts · fetch · fetched · report · check · store · verify · recipient · compare · holds.
+What comes back is indexes, counts, digests, tags and codes, and for each instance its SOP Instance UID, which the caller pairs with
+the archive's list and writes nowhere in clear. Closing the connection lets go of all that was held.
 """
 
 import base64
@@ -24,11 +24,11 @@ from policies.applicability import InstanceFacts
 from policies.coercion import COERCIBLE, Compared, Outcome
 from policies.findings import Finding, to_json
 from policies.model import Model
+from policies.movement import Level
 from policies.report import SEGMENTATION
 from rapha.errors import PeerError
 
 PAGE = 500  # files named in one request: a page stays well below the channel's frame
-FETCH_PAGE = 2000
 OPEN_SECONDS = 3600.0
 FETCH_SECONDS = 6 * 3600.0
 REPORT_SECONDS = 600.0
@@ -68,6 +68,27 @@ class Handed:
 
     frames: int
     failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What an archive answered to one request: a hint. status: None where it broke off, with the error's code; the counts are
+    C-GET's, where it gave them. counted: whether its protocol has any."""
+
+    status: int | None
+    completed: int | None
+    failed: int | None
+    error: str
+    counted: bool
+
+    def __post_init__(self) -> None:
+        numbers = (self.status, self.completed, self.failed)
+        if (
+            any(type(one) not in (int, type(None)) for one in numbers)
+            or type(self.error) is not str
+            or type(self.counted) is not bool
+        ):
+            raise TypeError("of another type")
 
 
 class ReadBy(Protocol):
@@ -140,20 +161,32 @@ class StudyReader(Channel):
             raise _odd()
         return tuple(found)
 
-    def fetch(self, endpoint: str, study: str, wanted: Sequence[Listed]) -> list[Arrived]:
-        """Retrieves instances of a study by C-GET or WADO-RS, sealed as they come, in the form of the receiver's.
+    def fetch(self, endpoint: str, study: str, level: Level, wanted: Sequence[Listed]) -> Fetched:
+        """One request by C-GET or WADO-RS: of the series of `wanted` as a whole (SERIES), or of these instances of it (IMAGE).
 
-        Raises `PeerError` of the archive, study-disk; `Refusal` study-fetch-by-move, study-no-endpoint.
+        What comes is sealed, in the form of the receiver's, and stays for as long as this connection: `fetched` tells it.
+        Raises `PeerError` of the archive where nothing stood, study-disk; `Refusal` study-fetch-by-move, study-no-endpoint.
         """
+        # Of a series as a whole its classes are needed: they are offered.
+        named = wanted if level == "IMAGE" else list({(one.series_uid, one.sop_class): one for one in wanted}.values())
+        page = [{"sop_uid": one.sop_uid, "sop_class": one.sop_class, "series_uid": one.series_uid} for one in named]
+        answer = self.call("fetch", endpoint=endpoint, study=study, level=level, wanted=page, timeout=FETCH_SECONDS)
+        try:
+            return Fetched(**{field.name: answer[field.name] for field in dataclasses.fields(Fetched)})
+        except (KeyError, TypeError):
+            raise _odd() from None
+
+    def fetched(self, endpoint: str, study: str) -> list[Arrived]:
+        """Everything of a study that came from this endpoint on this connection, and was not moved aside."""
         found: list[Arrived] = []
-        for start in range(0, len(wanted), FETCH_PAGE):
-            page = [
-                {"sop_uid": one.sop_uid, "sop_class": one.sop_class, "series_uid": one.series_uid}
-                for one in wanted[start : start + FETCH_PAGE]
-            ]
-            answer = self.call("fetch", endpoint=endpoint, study=study, wanted=page, timeout=FETCH_SECONDS)
-            found += [_arrived(entry) for entry in answer.get("received", ())]
-        return found
+        while True:
+            answer = self.call("fetched", endpoint=endpoint, study=study, start=len(found))
+            page = answer.get("received")
+            if not isinstance(page, list):
+                raise _odd()
+            found += [_arrived(entry) for entry in page]
+            if not page or len(found) >= _count(answer.get("total")):
+                return found
 
     def report(
         self,

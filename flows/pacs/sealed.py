@@ -13,7 +13,7 @@ from blocks.study import StudyReader
 from blocks.witnessed import WitnessedArchive, inward, sop_classes
 from rapha.errors import PeerError, Refusal
 from tasks.attempt import Attempt
-from tasks.reading.retrieve import asked_for, moved
+from tasks.reading.retrieve import brought
 
 
 @dataclass
@@ -55,11 +55,7 @@ def fetch(
         raise Refusal(["study-not-found"], "the archive lists no instance of this study", gate="pacs")
     about = Study(study, sop_classes=sop_classes([one.sop_class for one in listed]))
     with audited(archive.trail, "transfer", inward(archive.endpoint, archive.person, about, patient=patient)):
-        by_move = plain.method == "C-MOVE"
-        if by_move:
-            arrived = moved(study, attempt, plain, receiver, listed)
-        else:
-            arrived = asked_for(reader.fetch(plain.endpoint.name, study, listed), listed, attempt)
+        arrived = brought(study, attempt, plain, reader, receiver, listed)
         _check(wanted, arrived)  # what is not kept aside goes with the connection that brought it
         found = SealedStudy(study, patient, plain.method, kept)
         places = kept.keep(found.note, {}, [one.path for one in arrived])

@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from blocks.archive import Archive, Listed
 from blocks.instances import CHUNK, SealedReader
 from blocks.receiver import Arrived, Receiver
+from policies.movement import Level
 from rapha.errors import PeerError
-from tasks.shared.moving import Ask, Ended, Level, Told, by_move, until_delivered
+from tasks.shared.moving import Ask, Ended, Told, by_move, until_delivered
 
 
 @dataclass(frozen=True, slots=True)

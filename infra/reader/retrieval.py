@@ -13,8 +13,9 @@ from infra.reader.decode import Image, look
 from infra.reader.listing import Place
 from infra.reader.moving import Moving, Receiving
 from infra.reader.staging import SealedWriter, Staging
+from policies.movement import Level
 from rapha.errors import PeerError, Refusal
-from tasks.shared.moving import Ask, Ended, Level, by_get, until_delivered
+from tasks.shared.moving import Ask, Ended, at_once, by_get, until_delivered
 
 WORKERS = 3
 
@@ -33,7 +34,7 @@ class Retrieval:
     """One retrieval of the listed records, by whichever way the archive is asked.
 
     `received` by pseudonym; `extra`: objects that came beside them and were dropped; `movement`: codes of what the archive said
-    of a C-MOVE or C-GET that is not so.
+    of it that is not so.
     """
 
     def __init__(self, archive: Archive, staging: Staging, key: bytes, receiving: Receiving | None = None) -> None:
@@ -65,18 +66,14 @@ class Retrieval:
     def _series(self, study: str, wanted: Mapping[Listed, str], crowded: bool) -> None:
         names = {one.sop_uid: name for one, name in wanted.items()}
         by_one = crowded or len(wanted) == 1
-        if self._archive.method == "WADO-RS":
-            get = self._archive.get if by_one else self._archive.get_series
-            get(study, list(wanted), lambda _class, _uid, blocks: self._one(blocks, names))
-            return
-        failed = self._dimse(study, list(wanted), "IMAGE" if by_one else "SERIES", names)
+        failed = self._asked(study, list(wanted), "IMAGE" if by_one else "SERIES", names)
         if failed is None:
             return
         came = any(name in self.received for name in names.values())
         if failed.error or (failed.status and not came):
             raise failed.error or PeerError("archive-incomplete", "nothing of a series came", peer="pacs")
 
-    def _dimse(self, study: str, wanted: Sequence[Listed], level: Level, names: Mapping[str, str]) -> Ended | None:
+    def _asked(self, study: str, wanted: Sequence[Listed], level: Level, names: Mapping[str, str]) -> Ended | None:
         """What does not come although the archive answered is missing, for the gate to see; how it ended where it is."""
         if self._archive.method == "C-MOVE":
             if self._moving is None:
@@ -94,7 +91,7 @@ class Retrieval:
                 raise Refusal(["staging-unwritable"], "the staging folder cannot be written") from None
 
         ask = by_get(self._archive, study, keep)
-        return until_delivered(self._paced(ask), delivered, wanted, level, self._told)
+        return until_delivered(self._paced(ask), delivered, wanted, level, self._told, at_once=at_once(self._archive.method))
 
     def _paced(self, ask: Ask) -> Ask:
         def asked(level: Level, left: Sequence[Listed]) -> Ended:

@@ -5,7 +5,6 @@ The sealed files are of the same form as the receiver's, so that whatever reads 
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +14,52 @@ from blocks.archive import Archive, Listed
 from blocks.instances import SealedWriter
 from blocks.part10 import FileMeta, read_meta
 from infra.receiver.head import named
+from policies.movement import Level
 from rapha.errors import PeerError
+from tasks.shared.moving import Ended, by_get
 
 HEAD = 1 << 14  # bytes of a data set in which its own UIDs are looked for
 
 
-@dataclass
 class Fetching:
-    """One retrieval. received: what is sealed and durable, in the order of arrival; a failure removes what it wrote."""
+    """The retrieval of one study, request by request. What came whole is sealed, durable, and there for the next request too."""
 
-    folder: Path
-    recipient: X25519PublicKey
-    received: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, folder: Path, recipient: X25519PublicKey, endpoint: str, study: str) -> None:
+        self.endpoint, self.study = endpoint, study
+        self._folder, self._recipient = folder, recipient
+        self._received: dict[str, dict[str, dict[str, Any]]] = {}  # SOP instance -> digest -> what is told of it
 
-    def run(self, archive: Archive, study: str, wanted: Sequence[Listed]) -> list[dict[str, Any]]:
-        """The wanted instances of a study. Raises `PeerError` of the archive, study-disk."""
-        try:
-            archive.get(study, wanted, self._keep)
-        except BaseException:
-            for one in self.received:
-                Path(one["path"]).unlink(missing_ok=True)
-            raise
-        return self.received
+    @property
+    def received(self) -> list[dict[str, Any]]:
+        """What came so far, in the order of arrival."""
+        return [entry for contents in self._received.values() for entry in contents.values()]
+
+    @property
+    def files(self) -> set[Path]:
+        return {Path(one["path"]) for one in self.received}
+
+    def ask(self, archive: Archive, level: Level, wanted: Sequence[Listed]) -> Ended:
+        """One request: of the series of the wanted instances, or of themselves. Raises `PeerError` of the archive, study-disk."""
+        return by_get(archive, self.study, self._keep)(level, wanted)
+
+    def settle(self) -> None:
+        """Forgets what is no longer where it was written: its owner moved it aside."""
+        for uid, contents in list(self._received.items()):
+            there = {sha256: entry for sha256, entry in contents.items() if Path(entry["path"]).exists()}
+            self._received[uid] = there
+            if not there:
+                del self._received[uid]
 
     def _keep(self, sop_class: str, sop_uid: str, blocks: Iterable[bytes]) -> None:
         """Seals one instance. It counts under the name that the file itself bears, whatever it was asked for as."""
         try:
-            writer = SealedWriter(self.folder, self.recipient)
+            writer = SealedWriter(self._folder, self._recipient)
         except OSError:
             raise _disk() from None
         try:
             meta, sha256 = _copied(blocks, writer)
-            same = [one for one in self.received if one["sop_uid"] == meta.sop_instance]
-            if any(one["sha256"] == sha256 for one in same):
+            same = self._received.setdefault(meta.sop_instance, {})
+            if sha256 in same:
                 return  # the same again is one instance
             sealed = writer.finish()
         except OSError:
@@ -55,7 +67,7 @@ class Fetching:
         finally:
             writer.discard()
         entry = {"sop_uid": meta.sop_instance, "sop_class": meta.sop_class, "sha256": sha256, "size": sealed.size}
-        self.received.append({**entry, "path": str(sealed.path), "conflict": bool(same)})
+        same[sha256] = {**entry, "path": str(sealed.path), "conflict": bool(same)}
 
 
 def _copied(blocks: Iterable[bytes], writer: SealedWriter) -> tuple[FileMeta, str]:

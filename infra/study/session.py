@@ -1,4 +1,4 @@
-"""The study reader's verbs: open · facts · attach · detach · counts · fetch · report · check · store · verify ·
+"""The study reader's verbs: open · facts · attach · detach · counts · fetch · fetched · report · check · store · verify ·
 recipient · compare · holds."""
 
 import base64
@@ -48,6 +48,7 @@ class StudySession:
         self._opened: Opened | None = None
         self._desk: Desk | None = None
         self._written: set[Path] = set()
+        self._fetching: Fetching | None = None
         _SESSIONS.add(self)
 
     def do_open(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
@@ -106,16 +107,39 @@ class StudySession:
         return self._desk.counts() if self._desk else {"handed": 0, "unique": 0, "total": 0, "malformed": 0}
 
     def do_fetch(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
-        """Retrieves instances of a study by C-GET or WADO-RS into sealed files."""
+        """One request of a retrieval by C-GET or WADO-RS: a series, or some instances of one, into sealed files.
+
+        What the archive answered is in the answer, an association that broke off too; what came is for `fetched` to tell.
+        """
         _close(fds)
-        _exact(message, {"endpoint", "study", "wanted"})
-        archive = self._archive(message["endpoint"])
+        _exact(message, {"endpoint", "study", "level", "wanted"})
+        archive, wanted = self._archive(message["endpoint"]), _wanted(message["wanted"])
         if archive.method == "C-MOVE":
             raise Refusal(["study-fetch-by-move"], "this endpoint is retrieved from by C-MOVE: ask the receiver")
-        fetching = Fetching(self._folder(), self._opener.public)
-        received = fetching.run(archive, _text(message["study"]), _wanted(message["wanted"]))
-        self._written |= {Path(one["path"]) for one in received}
-        return {"received": received}
+        if message["level"] not in ("SERIES", "IMAGE"):
+            raise _odd()
+        ended = self._fetched_of(message).ask(archive, message["level"], wanted)
+        error = ended.error.codes[0] if ended.error else ""
+        counts = {"completed": ended.completed, "failed": ended.failed, "counted": ended.counted}
+        return {"status": ended.status, "error": error, **counts}
+
+    def do_fetched(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
+        """What came of a study on this connection, whichever request brought it, a page from `start` on."""
+        _close(fds)
+        _exact(message, {"endpoint", "study", "start"})
+        fetching, start = self._fetched_of(message), _whole(message["start"])
+        if start == 0:
+            fetching.settle()
+        received = fetching.received
+        return {"received": received[start : start + PAGE], "total": len(received)}
+
+    def _fetched_of(self, message: Mapping[str, Any]) -> Fetching:
+        """The retrieval of this study from this endpoint. What one of another brought stays as long as the connection."""
+        endpoint, study = _text(message["endpoint"]), _text(message["study"])
+        if self._fetching is None or (self._fetching.endpoint, self._fetching.study) != (endpoint, study):
+            self._written |= self._fetching.files if self._fetching else set()
+            self._fetching = Fetching(self._folder(), self._opener.public, endpoint, study)
+        return self._fetching
 
     def do_report(self, message: Mapping[str, Any], fds: list[int]) -> Answer:
         """The report of the open study: built from its own headers, sealed, described."""
@@ -165,9 +189,9 @@ class StudySession:
     def closed(self) -> None:
         """Lets go of what was opened and removes what was written for this connection, but for what its client moved aside."""
         self._let_go()
-        for path in self._written:
+        for path in self._written | (self._fetching.files if self._fetching else set()):
             path.unlink(missing_ok=True)
-        self._written = set()
+        self._written, self._fetching = set(), None
 
     def _let_go(self) -> None:
         self._drop_desk()

@@ -2,13 +2,15 @@
 
     list -> expect(before) -> fetch what is not here yet -> list again -> expect(after) -> arrival gate
 
-By C-GET or WADO-RS the study reader fetches; by C-MOVE the archive sends to the receiver, and sets decide what that came to
-(`policies.movement`). A list that changed meanwhile, or an instance that did not come, is a failed peer: it is tried again.
+By C-GET or WADO-RS the study reader fetches, by C-MOVE the archive sends to the receiver; sets decide what that came to
+(`policies.movement`). A list that changed meanwhile, or an instance that did not come, is a failed peer: it is tried again, for
+what is missing.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from blocks.archive import Archive, Listed
@@ -16,10 +18,13 @@ from blocks.reading import ExpectedInstance, ReadingRegister, StudyLease
 from blocks.receiver import Arrived, Receiver
 from blocks.study import StudyReader
 from policies.completeness import ARRIVAL_GATE, ArrivalEvidence, arrival_facts
+from policies.movement import Level
 from rapha.errors import PeerError
 from tasks.attempt import Attempt
 from tasks.gate import Cleared, require
-from tasks.shared.moving import Level, by_move, until_delivered
+from tasks.shared.moving import Ended, Told, at_once, by_move, until_delivered
+
+MOST_NAMED = 20  # missing instances in one entry of the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ def retrieve(
     """
     before, level = _listed(lease, register, archive)
     register.expect(lease, _expected(before), "before")
-    arrived = _fetched(lease, attempt, archive, study, receiver, before, level)
+    arrived = _fetched(lease, attempt, register, archive, study, receiver, before, level)
     register.received(lease, [(one.sop_uid, one.sha256) for one in arrived])
     kept = {one.sop_uid: Kept(one.sop_uid, one.path, one.sha256) for one in arrived if not one.conflict}
     conflicts = len({(one.sop_uid, one.sha256) for one in arrived}) - len({one.sop_uid for one in arrived})
@@ -105,6 +110,7 @@ def _expected(listed: Sequence[Listed]) -> list[ExpectedInstance]:
 def _fetched(
     lease: StudyLease,
     attempt: Attempt,
+    register: ReadingRegister,
     archive: Archive,
     study: StudyReader,
     receiver: Receiver | None,
@@ -112,11 +118,8 @@ def _fetched(
     level: Level,
 ) -> list[Arrived]:
     """What arrived of what the archive lists."""
-    if not wanted:
-        return []
-    if archive.method == "C-MOVE":
-        return moved(lease.study_uid, attempt, archive, receiver, wanted, level)
-    return asked_for(study.fetch(lease.pacs, lease.study_uid, wanted), wanted, attempt)
+    names = {one.sop_uid: one.name for one in register.instances(lease.row)}
+    return brought(lease.study_uid, attempt, archive, study, receiver, wanted, level, names) if wanted else []
 
 
 def asked_for(arrived: Sequence[Arrived], wanted: Sequence[Listed], attempt: Attempt) -> list[Arrived]:
@@ -129,6 +132,27 @@ def asked_for(arrived: Sequence[Arrived], wanted: Sequence[Listed], attempt: Att
     return found
 
 
+def brought(
+    study: str,
+    attempt: Attempt,
+    archive: Archive,
+    reader: StudyReader,
+    receiver: Receiver | None,
+    wanted: Sequence[Listed],
+    level: Level = "STUDY",
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> list[Arrived]:
+    """Every wanted instance of a study, sealed: by C-MOVE, C-GET or WADO-RS, again and closer until all are here.
+
+    names: the register's, by SOP Instance UID. Raises `PeerError` archive-incomplete, or that of an association which broke.
+    What the archive says that is not so is a ledger entry `movement`, with its codes; what did not come one `missing`, with how
+    much of it there is and the first names. What came stays for the next try.
+    """
+    if archive.method == "C-MOVE":
+        return moved(study, attempt, archive, receiver, wanted, level, names)
+    return fetched(study, attempt, archive, reader, wanted, names)
+
+
 def moved(
     study: str,
     attempt: Attempt,
@@ -136,31 +160,69 @@ def moved(
     receiver: Receiver | None,
     wanted: Sequence[Listed],
     level: Level = "STUDY",
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Arrived]:
-    """C-MOVE, again and closer, until every wanted instance is with the receiver; what came, claimed.
-
-    Raises `PeerError` archive-incomplete, or that of an association which broke. What the archive says that is not so is a
-    ledger entry `movement`, with its codes.
-    """
+    """The same by C-MOVE: with the receiver, and claimed."""
     if receiver is None:
         raise PeerError("receiver-missing", "retrieval is by C-MOVE, and no receiver is configured", peer="receiver")
-    number, names = receiver.message_id(), {one.sop_uid for one in wanted}
-    ticket = receiver.expect(archive.endpoint.calling_ae_title, number, sorted(names))
-
-    def told(turn: int, codes: tuple[str, ...]) -> None:
-        attempt.record("movement", round=turn, codes=list(codes))
+    number = receiver.message_id()
+    ticket = receiver.expect(archive.endpoint.calling_ae_title, number, sorted(one.sop_uid for one in wanted))
 
     def delivered() -> set[str]:
         return {one.sop_uid for one in receiver.arrived(ticket)}
 
     try:
-        failed = until_delivered(by_move(archive, study, number), delivered, wanted, level, told)
-        arrived = receiver.arrived(ticket)
-        if failed is not None:
-            said = f"{len(names - {one.sop_uid for one in arrived})} of {len(names)} instances did not come"
-            raise failed.error or PeerError("archive-incomplete", said, peer="pacs")
+        failed = until_delivered(by_move(archive, study, number), delivered, wanted, level, _told(attempt))
+        arrived = _came(failed, attempt, wanted, receiver.arrived(ticket), names)
     except BaseException:
         receiver.forgo(ticket)
         raise
     receiver.claim(ticket)
-    return asked_for(arrived, wanted, attempt)
+    return arrived
+
+
+def fetched(
+    study: str,
+    attempt: Attempt,
+    archive: Archive,
+    reader: StudyReader,
+    wanted: Sequence[Listed],
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> list[Arrived]:
+    """The same by C-GET or WADO-RS: with the study reader, for as long as its connection.
+
+    By series first, but where the archive does not say of which class an instance is: C-GET cannot offer what a series needs.
+    """
+    by_series = archive.method == "WADO-RS" or all(one.sop_class for one in wanted)
+
+    def ask(level: Level, some: Sequence[Listed]) -> Ended:
+        said = reader.fetch(archive.endpoint.name, study, level, some)
+        error = PeerError(said.error, "the archive broke off a retrieval", peer="pacs") if said.error else None
+        return Ended(said.status, said.completed, said.failed, error, said.counted)
+
+    def delivered() -> set[str]:
+        return {one.sop_uid for one in reader.fetched(archive.endpoint.name, study)}
+
+    level: Level = "SERIES" if by_series else "IMAGE"
+    failed = until_delivered(ask, delivered, wanted, level, _told(attempt), at_once=at_once(archive.method))
+    return _came(failed, attempt, wanted, reader.fetched(archive.endpoint.name, study), names)
+
+
+def _told(attempt: Attempt) -> Told:
+    return lambda turn, codes: attempt.record("movement", round=turn, codes=list(codes))
+
+
+def _came(
+    failed: Ended | None, attempt: Attempt, wanted: Sequence[Listed], arrived: Sequence[Arrived], names: Mapping[str, str]
+) -> list[Arrived]:
+    """What arrived of the wanted. Where that is not all of it, raises the error with which the archive broke off or refused
+    everything, else archive-incomplete."""
+    uids = {one.sop_uid for one in wanted}
+    came = asked_for(arrived, wanted, attempt)
+    if failed is None:
+        return came
+    missing = uids - {one.sop_uid for one in came}
+    attempt.record("missing", count=len(missing), of=len(uids), names=sorted(names.get(uid, "") for uid in missing)[:MOST_NAMED])
+    if failed.error is not None and (failed.status is None or not came):
+        raise failed.error
+    raise PeerError("archive-incomplete", f"{len(missing)} of {len(uids)} listed instances did not come", peer="pacs")

@@ -14,10 +14,11 @@ from blocks.pacs import Answer, DicomWeb, value_of
 from blocks.part10 import ContentDigest
 from blocks.receiver import Arrived, Receiver
 from policies.minimise import pseudonym
+from policies.movement import Level
 from policies.records import Record
 from policies.scope import Scope
 from rapha.errors import PeerError, Refusal
-from tasks.shared.moving import Level, by_move, until_delivered
+from tasks.shared.moving import by_move, until_delivered
 
 FIELDS = ("00080018", "0020000D", "0020000E", "00100020", "00080060", "00080020", "00180015")
 Progress = Callable[[int, int], None]

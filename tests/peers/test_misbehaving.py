@@ -1,4 +1,5 @@
-"""An archive that misbehaves, against the stage that retrieves from it, with a real receiver: what decides is what arrived."""
+"""An archive that misbehaves, against the stage that retrieves from it, with a real receiver (C-MOVE) or a study reader (C-GET):
+what decides is what arrived."""
 
 import copy
 import io
@@ -20,10 +21,11 @@ from blocks.receiver import Arrived
 from rapha.errors import PeerError
 from rapha.ledger import read
 from tasks.attempt import Attempt
-from tasks.reading.retrieve import moved
+from tasks.reading.retrieve import brought, moved
 from tests.fixtures import misbehaving as m
 from tests.fixtures.misbehaving import Misbehaving, Reply
 from tests.fixtures.receiving import Receiving
+from tests.fixtures.study_running import study_reader
 
 CT = dcmread(str(get_testdata_file("CT_small.dcm")))
 
@@ -67,14 +69,21 @@ def retrieved(pacs: Misbehaving, receiving: Receiving, attempt: Attempt) -> list
         return [replace(one, path=kept_place(one.path)) for one in came]
 
 
+def fetched(pacs: Misbehaving, attempt: Attempt) -> list[Arrived]:
+    """The same by C-GET, through a study reader."""
+    archive, datasets = Archive(pacs.endpoint(retrieve="C-GET")), list(pacs.holds)
+    with study_reader(attempt.folder, {"primary": archive}) as reader:
+        return brought(str(datasets[0].StudyInstanceUID), attempt, archive, reader, None, listed(datasets))
+
+
 def movements(attempt: Attempt) -> list[list[str]]:
     return [entry.body["codes"] for entry in read(attempt.folder / "ledger") if entry.kind == "movement"]
 
 
-# What the second question is, after a first one that ended with `status` and brought all, two or none of four instances, whatever
-# the counts say: none (done), MISSING (instances by name, series by series), CLOSER (the same, of everything), STUDY (again), or
-# the refusal that it ends with.
-NONE_, MISSING, CLOSER, AGAIN = "done", "missing", "closer", "study again"
+# What the second question is, after a first one of the whole (a study by C-MOVE, a series by C-GET) that ended with `status` and
+# brought all, two or none of four instances, whatever the counts say: none (done), MISSING (what is missing, by instance), CLOSER
+# (everything, one level below), AGAIN (the same), or the refusal that it ends with.
+NONE_, MISSING, CLOSER, AGAIN = "done", "missing", "closer", "again"
 MATRIX = {
     # status   all       two      none
     0x0000: (NONE_, MISSING, CLOSER),
@@ -89,34 +98,44 @@ MATRIX = {
 }
 DELIVERED = (m.everything, m.some(2), m.nothing)
 CELLS = [(s, c, d) for s in MATRIX for c in ("right", "missing", "wrong") for d in range(3)]
+IDS = [f"{s:04X}-{c}-{['all', 'two', 'none'][d]}" for s, c, d in CELLS]
+# Of each way: at how many series the study is held, and what it is asked for first and closer.
+WAYS = {"C-MOVE": (2, "STUDY", "SERIES"), "C-GET": (1, "SERIES", "IMAGE")}
 
 
-def asked_next(pacs: Misbehaving) -> str:
+def asked_next(pacs: Misbehaving, way: str = "C-MOVE") -> str:
     """The second round in the words of the matrix."""
+    series, whole, closer = WAYS[way]
+    assert pacs.asked[0] == (whole, ())
     second = pacs.asked[1:]
     if not second:
         return NONE_
-    if second[0][0] == "STUDY":
+    if second == [(whole, ())]:
         return AGAIN
     names = {uid for _, uids in second for uid in uids}
-    assert {level for level, _ in second} == {"IMAGE"} and len(second) == 2, "a question a series"
-    return CLOSER if len(names) == 4 else MISSING if names == {str(one.SOPInstanceUID) for one in pacs.holds[2:]} else str(names)
+    everything = {str(one.SOPInstanceUID) for one in pacs.holds}
+    assert len(second) == series, "a question a series"
+    if second == [(closer, ())] * series or (closer == "IMAGE" and names == everything):
+        return CLOSER
+    assert {level for level, _ in second} == {"IMAGE"}
+    return MISSING if names == {str(one.SOPInstanceUID) for one in pacs.holds[2:]} else str(names)
 
 
-@pytest.mark.parametrize(
-    ("status", "counts", "delivered"), CELLS, ids=[f"{s:04X}-{c}-{['all', 'two', 'none'][d]}" for s, c, d in CELLS]
-)
-def test_each_cell(receiving: Receiving, attempt: Attempt, status: int, counts: m.Counts, delivered: int) -> None:
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize(("status", "counts", "delivered"), CELLS, ids=IDS)
+def test_each_cell(receiving: Receiving, attempt: Attempt, status: int, counts: m.Counts, delivered: int, way: str) -> None:
     expected = MATRIX[status][delivered]
     first = Reply(status=status, counts=counts, deliver=DELIVERED[delivered])
-    with Misbehaving(study(), receiving.port, [first, Reply()]) as pacs:
+    with Misbehaving(study(series=WAYS[way][0]), receiving.port, [first, Reply()]) as pacs:
         if expected == "archive-incomplete":
             with pytest.raises(PeerError) as failed:
-                retrieved(pacs, receiving, attempt)
+                retrieved(pacs, receiving, attempt) if way == "C-MOVE" else fetched(pacs, attempt)
             assert failed.value.codes == (expected,) and len(pacs.asked) == 1
+            (entry,) = [entry.body for entry in read(attempt.folder / "ledger") if entry.kind == "missing"]
+            assert (entry["count"], entry["of"]) == ((2, 4) if delivered == 1 else (4, 4))
             return
-        came = retrieved(pacs, receiving, attempt)
-        assert asked_next(pacs) == expected
+        came = retrieved(pacs, receiving, attempt) if way == "C-MOVE" else fetched(pacs, attempt)
+        assert asked_next(pacs, way) == expected
     assert sorted(one.sop_uid for one in came) == sorted(str(one.SOPInstanceUID) for one in pacs.holds)
     assert not any(one.conflict for one in came)
     said = {code for codes in movements(attempt) for code in codes}
@@ -125,15 +144,16 @@ def test_each_cell(receiving: Receiving, attempt: Attempt, status: int, counts: 
     assert ("move-success-incomplete" in said) is (status == 0 and delivered > 0)
 
 
+@pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("ends", ["abort", "silence"])
 @pytest.mark.parametrize(("delivered", "next_"), [(0, NONE_), (1, MISSING), (2, AGAIN)])
 def test_an_association_that_breaks_is_judged_by_what_arrived(
-    receiving: Receiving, attempt: Attempt, ends: str, delivered: int, next_: str
+    receiving: Receiving, attempt: Attempt, ends: str, delivered: int, next_: str, way: str
 ) -> None:
     first = Reply(ends=ends, deliver=DELIVERED[delivered])  # type: ignore[arg-type]
-    with Misbehaving(study(), receiving.port, [first, Reply()]) as pacs:
-        came = retrieved(pacs, receiving, attempt)
-        assert asked_next(pacs) == next_
+    with Misbehaving(study(series=WAYS[way][0]), receiving.port, [first, Reply()]) as pacs:
+        came = retrieved(pacs, receiving, attempt) if way == "C-MOVE" else fetched(pacs, attempt)
+        assert asked_next(pacs, way) == next_
     assert len(came) == 4 and ["move-broken-off"] in movements(attempt)
 
 

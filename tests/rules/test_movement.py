@@ -1,10 +1,10 @@
-"""What a finished C-MOVE means: status × counts × delivered set, retyped, each cell with its result."""
+"""What a finished retrieval means: status × counts × delivered set, retyped, each cell with its result."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.movement import MOST_ROUNDS, hints, next_step
+from policies.movement import MOST_ROUNDS, closer, hints, in_vain, next_step
 
 ABC = frozenset("abc")
 ALL, SOME, NONE = ABC, frozenset("a"), frozenset[str]()
@@ -73,6 +73,9 @@ LATER = [
     (0x0000, SOME, SOME, 2, "STUDY", "look-closer"),  # nothing new, and it was asked as a whole
     (0xB000, SOME, SOME, 2, "STUDY", "look-closer"),
     (0xC111, SOME, SOME, 2, "STUDY", "look-closer"),
+    (0xA900, NONE, NONE, 2, "STUDY", "look-closer"),  # refused twice: it may not serve the level
+    (0x0110, NONE, NONE, 3, "SERIES", "look-closer"),
+    (0xA900, NONE, NONE, 2, "IMAGE", "failed"),
     (0x0000, SOME, SOME, 2, "IMAGE", "failed"),  # the same is missing twice
     (0xB000, SOME, SOME, 2, "IMAGE", "failed"),
     (0xC000, NONE, NONE, 1, "IMAGE", "retry"),
@@ -96,6 +99,47 @@ def test_each_cell_of_a_later_round(
     status: int | None, came: frozenset[str], before: frozenset[str], rounds: int, level: str, step: str
 ) -> None:
     assert next_step(status, ABC, came, before=before, rounds=rounds, level=level) == step
+
+
+def test_a_retrieval_goes_from_the_study_to_its_series_to_their_instances() -> None:
+    assert [closer(level) for level in ("STUDY", "SERIES", "IMAGE")] == ["SERIES", "IMAGE", "IMAGE"]  # type: ignore[arg-type]
+
+
+# A list of instances of which none came: whether its halves are asked for, by what was answered and how many it says it sent.
+#  status   none   some   no count
+LISTS = [
+    (0x0000, True, False, False),  # success, of nothing: it does not match lists
+    (0xB000, True, False, False),
+    (0xC000, True, True, True),
+    (0xC001, True, True, True),
+    (0xCFFF, True, True, True),
+    (0xA900, True, True, True),
+    (0x0110, True, True, True),
+    (0x0122, True, True, True),
+    (0xA700, False, False, False),  # out of resources: nobody is helped by more questions
+    (0xA701, False, False, False),
+    (0xA702, False, False, False),
+    (0xA801, False, False, False),
+    (0xFE00, False, False, False),
+]
+
+
+@pytest.mark.parametrize(("status", "none", "some", "uncounted"), LISTS)
+def test_each_cell_of_a_list_of_which_nothing_came(status: int, none: bool, some: bool, uncounted: bool) -> None:
+    assert (in_vain(status, 0), in_vain(status, 3), in_vain(status, None)) == (none, some, uncounted)
+
+
+def test_what_has_no_counts_is_not_blamed_for_them() -> None:
+    assert hints(0x0000, None, None, 3, 3, counted=False) == ()
+    assert hints(0x0000, None, None, 3, 2, counted=False) == ("move-success-incomplete",)
+    assert hints(None, None, None, 3, 2, counted=False) == ("move-broken-off",)
+
+
+def test_what_broke_off_once_at_its_level_is_asked_for_once_more_there() -> None:
+    def step(status: int | None, tries: int) -> str:
+        return next_step(status, ABC, SOME, before=SOME, rounds=3, level="IMAGE", tries=tries)
+
+    assert [step(None, 1), step(None, 2), step(0xC000, 1), step(0xC000, 2)] == ["retry", "failed"] * 2
 
 
 SETS = st.frozensets(st.sampled_from("abcde"))
