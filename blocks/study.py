@@ -1,8 +1,8 @@
 """The study reader: the process that opens what the receiver sealed. One connection is one study.
 
 Verbs: open · facts · attach · detach · counts · fetch · fetched · report · check · store · verify · recipient · compare · holds.
-What comes back is indexes, counts, digests, tags and codes, and for each instance its SOP Instance UID, which the caller pairs with
-the archive's list and writes nowhere in clear. Closing the connection lets go of all that was held.
+What comes back is indexes, counts, digests, tags and codes, and for each instance its SOP Instance UID, which the caller pairs
+with the archive's list and writes nowhere in clear. Closing the connection lets go of all that was held.
 """
 
 import base64
