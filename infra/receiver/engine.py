@@ -30,7 +30,7 @@ SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA9
 NOT_AUTHORIZED = 0x0124  # PS3.7 C.5.9: nobody here waits for it
 HEAD = 16 << 10
 MOST_ASSOCIATIONS = 64
-MOST_THREADS = 400  # an association has two; beyond them a connection is closed at once
+MOST_THREADS = 200  # an association has two; beyond them a connection is closed at once
 # Status -> what is told to the audit trail (PS3.15 A.5.3.11).
 TURNED_AWAY = {
     NOT_AUTHORIZED: "receiver-object-unexpected",

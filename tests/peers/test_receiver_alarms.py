@@ -19,7 +19,7 @@ from blocks.audit import AuditTrail, Wanted
 from blocks.endpoint import Endpoint, TlsSettings
 from flows import reading as flows
 from infra.receiver.alarms import MOST, Alarms
-from infra.receiver.engine import TURNED_AWAY
+from infra.receiver.engine import MOST_THREADS, TURNED_AWAY
 from policies.alerts import CAUSES, NODE_AUTHENTICATION
 from policies.audit_message import Message
 from rapha.errors import PeerError
@@ -166,6 +166,22 @@ def test_a_flood_of_a_thousand_is_one_alert_with_its_count(receiving: Receiving,
     assert alert.participants[1].user == "STRANGER0 STRANGER1 STRANGER2 STRANGER3"
     refused(receiving.port, "STRANGER")
     assert len(minded(receiving, trail)) == 1  # what goes on is told again after some quiet
+
+
+@pytest.mark.soak
+def test_a_flood_of_silent_connections_is_bounded_and_told(receiving: Receiving) -> None:
+    assert receiving.process is not None
+    task = Path(f"/proc/{receiving.process.pid}/task")
+    silent = [socket.create_connection(("127.0.0.1", receiving.port)) for _ in range(MOST_THREADS // 2 + 60)]
+    with receiving.client() as client:
+        until = time.monotonic() + 20
+        while not (found := client.alarms()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert [one.code for one in found] == ["receiver-out-of-resources"]
+        assert len(list(task.iterdir())) < 2 * MOST_THREADS
+    for one in silent:
+        one.close()
 
 
 def test_a_flood_from_everywhere_fills_neither_memory_nor_disk(tmp_path: Path) -> None:

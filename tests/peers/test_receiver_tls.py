@@ -8,7 +8,8 @@ import pytest
 
 from blocks.archive import Archive
 from blocks.endpoint import Endpoint, TlsSettings
-from rapha.errors import PeerError
+from infra.receiver.certificates import Certificates
+from rapha.errors import ConfigurationError, PeerError
 from tests.fixtures.certificates import Authority, authority
 from tests.fixtures.receiving import Receiving
 
@@ -55,6 +56,22 @@ def test_certificates_that_are_replaced_are_used_by_the_next_connection(tmp_path
         with pytest.raises(PeerError):
             of_old.echo()
         assert process.process.poll() is None
+
+
+def test_files_that_cannot_be_used_are_said_once_and_the_last_good_ones_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = authority(tmp_path / "ca")
+    cert, key = ours.issue("127.0.0.1")
+    held = Certificates(TlsSettings(ca_bundle=ours.bundle, cert_file=cert, key_file=key))
+    first, good = held.context(), key.read_bytes()
+    key.write_bytes(good[:100])
+    assert held.context() is first and held.context() is first
+    assert [one.getMessage() for one in caplog.records] == ["tls-files-unusable: the last good ones stay in use"]
+    key.write_bytes(good)
+    assert held.context() is not first
+    with pytest.raises(ConfigurationError):  # at its start there is no last good one
+        Certificates(TlsSettings(ca_bundle=tmp_path / "none.pem", cert_file=cert, key_file=key))
 
 
 def test_who_connects_and_says_nothing_keeps_nobody_out(tmp_path: Path) -> None:
