@@ -137,14 +137,33 @@ class Archive:
         return hierarchical.find_instances(self.endpoint, filters)
 
     def list_study(self, study: str) -> tuple[Listed, ...]:
-        """Every instance of a study, in the order of their UIDs. Raises `PeerError` pacs-list-odd for an answer without UIDs."""
+        """Every instance of a study, in the order of their UIDs. Raises `PeerError` pacs-list-odd for an answer without UIDs,
+        pacs-list-cut for a list over DIMSE that is shorter than the archive itself counts: some stop at a limit and call it
+        success, twice in the same way."""
+        counted = self._counted(study) if self.endpoint.port else 0
         found: dict[str, Listed] = {}
         for answer in self.find_instances(study):
             one = Listed(*(value_of(answer, tag) for tag in (INSTANCE, SOP_CLASS, SERIES, MODALITY)))
             if not one.sop_uid or not one.series_uid or found.setdefault(one.sop_uid, one) != one:
                 raise PeerError("pacs-list-odd", "the archive lists an instance without its UIDs, or twice", peer="pacs")
             found[one.sop_uid] = one
+        if len(found) < counted:
+            said = f"the archive lists {len(found)} of the {counted} instances that it counts in the study"
+            raise PeerError("pacs-list-cut", said, peer="pacs")
         return tuple(found[uid] for uid in sorted(found))
+
+    def _counted(self, study: str) -> int:
+        """How many instances of a study the archive counts, of whatever kind (PS3.4 C.3.4); 0 where it does not.
+
+        Asked before the list is: an instance that comes meanwhile makes the list longer. By the study, else by its series.
+        """
+        answers = services.find(self.endpoint, "STUDY", {"StudyInstanceUID": study, "NumberOfStudyRelatedInstances": ""})
+        counts = [value_of(answer, "00201208") for answer in answers if value_of(answer, STUDY) in ("", study)]
+        if any(count.isdecimal() for count in counts):
+            return max(int(count) for count in counts if count.isdecimal())
+        asked = {"StudyInstanceUID": study, "SeriesInstanceUID": "", "NumberOfSeriesRelatedInstances": ""}
+        series = {value_of(one, SERIES): value_of(one, "00201209") for one in services.find(self.endpoint, "SERIES", asked)}
+        return sum(int(count) for count in series.values() if count.isdecimal())
 
     def move(self, study: str, *, message_id: int, series: str | None = None, instances: Sequence[str] = ()) -> MoveOutcome:
         """C-MOVE of a study, a series, or some of its instances, to our receiver. Many instances are asked for in several."""
