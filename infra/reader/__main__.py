@@ -15,7 +15,7 @@ from pathlib import Path
 
 from blocks.archive import Archive
 from blocks.endpoint import Endpoint
-from infra.daemon import many_files, serve
+from infra.daemon import serve
 from infra.reader.hardening import harden
 from infra.reader.moving import Receiving
 from infra.reader.session import ReaderSession
@@ -26,7 +26,6 @@ from rapha.errors import ConfigurationError, Refusal
 def main() -> int:
     arguments = _arguments()
     harden("reader")
-    many_files()
     try:
         key = hospital_key(os.environ.pop(arguments.hmac_key_env, ""), arguments.hmac_key_env)
         archive, receiving = _declared(arguments) if arguments.endpoint else _web(arguments), _receiving(arguments)

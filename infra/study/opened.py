@@ -1,6 +1,8 @@
 """The sealed files of one study, opened: each hashed again, each header read once, slides put together level by level."""
 
+import fcntl
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from policies.applicability import SLIDE, InstanceFacts
 from rapha.errors import PeerError, Refusal
 
 _CHUNK = 1 << 20
+SELECTABLE = 1024  # FD_SETSIZE of glibc
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class ClearFile(SealedReader):
     what a header may hold."""
 
     budget: int | None = None
+
+    def __init__(self, path: Path, private: X25519PrivateKey) -> None:
+        super().__init__(path, private)
+        self._file = _high(self._file)
 
     def read(self, size: int | None = -1) -> bytes:
         """As `SealedReader`. Raises `PeerError` study-file-unreadable: a disk that fails is no image that cannot be decoded."""
@@ -236,6 +243,17 @@ def _meta(head: bytearray) -> FileMeta | None:
         return read_meta(bytes(head))
     except PeerError:
         raise Refusal(["record-malformed"], "a sealed file is no DICOM file") from None
+
+
+def _high(file: Any) -> Any:
+    """The same file under a descriptor that select(2) does not know, for slides hold many: the low ones are left to sockets of
+    associations, for which the library waits with it. Where the limit leaves none, the one that it has."""
+    try:
+        above = fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, SELECTABLE)
+    except OSError:
+        return file
+    file.close()
+    return os.fdopen(above, "rb", buffering=0)
 
 
 def _unreadable() -> PeerError:

@@ -269,6 +269,22 @@ def test_a_daemon_may_hold_as_many_files_as_it_is_allowed() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, was)
 
 
+def test_the_descriptors_of_sealed_files_leave_the_low_ones_to_sockets(tmp_path: Path) -> None:
+    (file,) = sealed(tmp_path, [RAW])
+    opener, was = Opener(PRIVATE, [tmp_path]), resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = []
+    try:
+        for limit in (512, 4096):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, was[1]))
+            stream = opener.open(file.path)
+            found.append(stream._file.fileno() >= 1024)
+            assert b"DICM" in stream.read(200)
+            stream.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, was)
+    assert found == [False, True]
+
+
 def test_a_process_without_memory_is_a_failed_peer_and_no_bug() -> None:
     class Session:
         do_read = staticmethod(no_memory)
