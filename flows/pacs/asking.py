@@ -50,10 +50,11 @@ def _studies(archive: Archive, question: Question, level: Level, limit: int | No
     keys = {name: value for name, value in question.study.items() if name != MODALITIES}
     if archive.endpoint.port:
         return _held(archive.find_studies(question.study), keys)
+    asked = _given(question.study)
     if limit is None or level != "study" or _is_deep(question) or question.study.get(MODALITIES):
-        return _held_web(archive.find_studies(question.study), keys)  # which of them are within is seen below them
+        return _held_web(archive.find_studies(asked), keys)  # which of them are within is seen below them
     with _told(archive, "STUDY", question.study):
-        return _held_web(archive.web().list_studies(question.study, (MODALITIES, *question.study), limit=limit), keys)
+        return _held_web(archive.web().list_studies(asked, (MODALITIES, *question.study), limit=limit), keys)
 
 
 def _relational(archive: Archive, question: Question) -> Iterator[Answer]:
@@ -62,7 +63,7 @@ def _relational(archive: Archive, question: Question) -> Iterator[Answer]:
         said = "over DIMSE a query starts at the study (PS3.4 C.4.1.3.1.1): name a key of the patient or study too"
         raise Refusal(["query-broad"], said, gate="pacs", side="job")
     with _told(archive, "IMAGE", question.keys):
-        found = archive.web().list_instances(question.keys, (*FIELDS, *question.keys))
+        found = archive.web().list_instances(_given(question.keys), (*FIELDS, *question.keys))
     yield from _held_web(found, question.keys)
 
 
@@ -72,7 +73,7 @@ def _below(archive: Archive, study: Answer, question: Question, level: Level) ->
     if not archive.endpoint.port:
         keys = {**question.series, **question.image}
         with _told(archive, "IMAGE", {**uid, **keys}, uid["StudyInstanceUID"]):
-            listed = archive.web().list_instances({**uid, **keys}, (*FIELDS, *keys))
+            listed = archive.web().list_instances({**uid, **_given(keys)}, (*FIELDS, *keys))
         yield from ({**study, **one} for one in _held_web(listed, {**uid, **keys}))
         return
     for series in _found(archive, "SERIES", {**uid, "SeriesInstanceUID": "", "Modality": "", **question.series}):
@@ -89,6 +90,11 @@ def _found(archive: Archive, level: str, keys: Mapping[str, str], above: Iterabl
     with _told(archive, level, keys, keys["StudyInstanceUID"]):
         found = services.find(archive.endpoint, level, keys)
     return _held(found, {name: value for name, value in keys.items() if name not in above})
+
+
+def _given(keys: Mapping[str, str]) -> dict[str, str]:
+    """What QIDO-RS is asked to match; what is only to be returned is a field (PS3.18 section 10.6.1)."""
+    return {name: value for name, value in keys.items() if value}
 
 
 def _is_deep(question: Question) -> bool:
