@@ -57,6 +57,7 @@ __all__ = [
     "ReadingLetter", "ReadingRegister", "StudyLease", "Tally", "Watermark", "open_reading_register",
 ]  # fmt: skip
 MAX_TRIES = 5
+UNSTORED_TRIES = 3  # a critical finding waits for its report's archive for some minutes, not for a day of outage
 
 
 class ReadingRegister(InstanceSets, OwnReports, Outbox, Letters, Tallies, Polls):
@@ -192,26 +193,35 @@ class ReadingRegister(InstanceSets, OwnReports, Outbox, Letters, Tallies, Polls)
             return row.state
 
     def fail(
-        self, lease: StudyLease, codes: Sequence[str], now: int, *, retry_at: int | None = None, letters_to: str = ""
+        self,
+        lease: StudyLease,
+        codes: Sequence[str],
+        now: int,
+        *,
+        retry_at: int | None = None,
+        letters_to: str = "",
+        unstored: Sequence[Notice] = (),
     ) -> str:
         """The stage failed: tried again from there at `retry_at`, MAX_TRIES in all, or a dead letter. Its state from now on.
 
         retry_at: an hour ahead at most (`LONGEST_PAUSE`); letters_to: the group of recipients that a dead letter is told to, ""
-        for nobody.
+        for nobody; unstored: what is told where it has failed UNSTORED_TRIES times, or is given up on.
         """
         with self._session() as session:
             row = held(session, lease, now, cancelled_too=True)
             no_outage(row)
             row.tries += 1
-            return _ended(session, row, " ".join(codes)[:2000], now, retry_at, letters_to)
+            return _ended(session, row, " ".join(codes)[:2000], now, retry_at, letters_to, unstored)
 
-    def set_aside(self, lease: StudyLease, codes: Sequence[str], now: int, *, letters_to: str = "") -> str:
+    def set_aside(
+        self, lease: StudyLease, codes: Sequence[str], now: int, *, letters_to: str = "", unstored: Sequence[Notice] = ()
+    ) -> str:
         """The stage failed because a peer is down for everybody (`policies.outage`): tried again after a pause, as often as it
-        takes, and not counted; a dead letter after OUTAGE_SECONDS of that. Its state from now on."""
+        takes, and not counted; a dead letter after OUTAGE_SECONDS of that. Its state from now on. unstored: as for `fail`."""
         with self._session() as session:
             row = held(session, lease, now, cancelled_too=True)
             retry_at = met_outage(session, row, list(codes), now)
-            return _ended(session, row, " ".join(codes)[:2000], now, retry_at, letters_to)
+            return _ended(session, row, " ".join(codes)[:2000], now, retry_at, letters_to, unstored)
 
     def cancel(self, row: int, now: int) -> str:
         """Stops a study: at once where it waits, at its worker's next word where it is worked on. `Refusal` study-over."""
@@ -302,7 +312,9 @@ def open_reading_register(environment: Mapping[str, str]) -> ReadingRegister:
     return ReadingRegister(url, key) if url else ReadingRegister.at(Path(folder) / "reading.sqlite", key)
 
 
-def _ended(session: Any, row: StudyRow, codes: str, now: int, retry_at: int | None, letters_to: str) -> str:
+def _ended(
+    session: Any, row: StudyRow, codes: str, now: int, retry_at: int | None, letters_to: str, unstored: Sequence[Notice] = ()
+) -> str:
     """A try ended badly. Returns "dead" for a row that is canceled with a dead letter."""
     row.codes, row.updated_at = codes, now
     no_lease(row)
@@ -312,8 +324,10 @@ def _ended(session: Any, row: StudyRow, codes: str, now: int, retry_at: int | No
         open_again(session, row, now)
     elif retry_at is None or row.tries >= MAX_TRIES:
         dead(session, row, now, letters_to)
+        write_notices(session, row, unstored, now)
         return "dead"
     else:
+        write_notices(session, row, unstored if row.tries + row.outages >= UNSTORED_TRIES else (), now)
         put_back(row, min(retry_at, now + LONGEST_PAUSE))
     return row.state
 

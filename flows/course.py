@@ -270,6 +270,15 @@ class Course:
     def _received(self) -> tuple[SopClass, ...]:
         return sop_classes([one.sop_class for one in self.register.instances(self.lease.row) if one.after])
 
+    def unstored(self) -> list[Notice]:
+        """What is told of a critical finding whose report does not get into the archive; nothing before it was made."""
+        found = self.analysis
+        return (
+            [dataclasses.replace(one, template="critical-unstored") for one in self._notices()]
+            if found and found.critical
+            else []
+        )
+
     def _notices(self) -> list[Notice]:
         found = self._found()
         facts: dict[str, str | int] = {

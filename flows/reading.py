@@ -349,11 +349,13 @@ def _failed(clinic: Clinic, lease: StudyLease, error: RaphaError) -> str:
     """
     now, codes, to = int(time.time()), list(error.codes), clinic.letters_to
     _alerted(clinic, lease, error)
+    course = _courses.get((lease.row, lease.attempt))
+    unstored = course.unstored() if course is not None else []
     try:
         clinic.attempt(lease).record("ended", state="failed", codes=sorted(error.codes), row=lease.row)
         if isinstance(error, PeerError) and is_outage(codes):
-            return clinic.register.set_aside(lease, codes, now, letters_to=to)
+            return clinic.register.set_aside(lease, codes, now, letters_to=to, unstored=unstored)
         retry_at = now + FIRST_PAUSE * 2**lease.tries if isinstance(error, PeerError) else None
-        return clinic.register.fail(lease, codes, now, retry_at=retry_at, letters_to=to)
+        return clinic.register.fail(lease, codes, now, retry_at=retry_at, letters_to=to, unstored=unstored)
     except RaphaError as lost:
         return _put_back(clinic, lease, lost) if _scope(lost) else _lost(lease, lost.codes)

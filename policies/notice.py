@@ -67,6 +67,13 @@ TEMPLATES: Mapping[str, Template] = {
         body="A critical finding was made in row {row} of the reading service.\n" + _COUNTS + "The report is in the archive.\n",
         fields=_FIELDS,
     ),
+    "critical-unstored": Template(
+        subject="CRITICAL finding in row {row}, no report yet (notice {notice})",
+        body="A critical finding was made in row {row} of the reading service.\n"
+        + _COUNTS
+        + "Its report is NOT proven to be in the archive: that failed several times. Look at the images.\n",
+        fields=_FIELDS,
+    ),
     "result": Template(
         subject="Result for row {row} (notice {notice})",
         body="Row {row} of the reading service was analysed.\n" + _COUNTS + "The report is in the archive.\n",
