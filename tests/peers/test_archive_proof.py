@@ -5,9 +5,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,15 +16,17 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from blocks.archive import Archive, Capabilities, Listed
+from blocks.audit import Patient
 from blocks.dimse import services
 from blocks.dimse.services import FIND, GET, MOVE, VERIFICATION
 from blocks.instances import SealedWriter
 from blocks.ledger import Ledger
 from blocks.part10 import read_meta
 from blocks.receiver import Receiver
-from blocks.study import BuiltObject, StudyReader
+from blocks.study import BuiltObject, BuiltReport, StudyReader
 from blocks.witnessed import WitnessedArchive
 from flows.console import pacs as console
+from flows.course import Course
 from flows.pacs.storer import Storer
 from flows.proving import Transactions, read_back, uncommitted
 from flows.reading_doctor import _probed
@@ -273,6 +276,41 @@ def test_a_failure_is_not_overruled_by_an_older_commitment(tmp_path: Path, recei
         made.read_back(late)
         made.pacs.report(0, "commits")  # again, and later than the failure
         assert made.uncommitted(4) == {}
+
+
+def course_of(made: Proof, number: int) -> Course:
+    """The course of a study at its stage prove, in an attempt of this number."""
+    course = Course.__new__(Course)
+    course.attempt = replace(made.attempt, number=number)
+    course.clinic = SimpleNamespace(trail=new_trail(made.attempt.folder / f"audit-{number}"), person="reading")  # type: ignore[assignment]
+    course.lease = SimpleNamespace(row=7, study_uid=STUDY)  # type: ignore[assignment]
+    course.archive = WitnessedArchive(made.archive, course.clinic.trail, "reading")
+    course.study, course.receiver, course.patient = made.reader, made.receiver, Patient("")
+    course.transactions = Transactions(KEY, course.attempt)
+    course.built = BuiltReport(**asdict(made.built), referenced=frozenset())
+    course._enter = lambda stage: None  # type: ignore[method-assign]
+    return course
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_course_and_the_ledger_say_which_proof_it_came_to(tmp_path: Path, receiving: Receiving) -> None:
+    with proof(tmp_path, receiving, ProvingArchive(receiving.port, answers=["nothing"])) as made:
+        made.store()
+        first, second = course_of(made, 1), course_of(made, 2)
+        first.prove()
+        assert (first.proof, made.pacs.retrieved) == ("read-back", 1)
+        (entry,) = made.entries("proof")
+        assert {name: entry[name] for name in ("row", "report", "proof", "codes")} == {
+            "row": 7,
+            "report": made.built.sha256,
+            "proof": "read-back",
+            "codes": ["commitment-timeout"],
+        }
+        made.pacs.report(0, "commits")
+        second.prove()
+        assert (second.proof, made.pacs.retrieved, len(made.entries("proof"))) == ("commitment", 1, 1)
+        acts = [[one.kind for one in each.clinic.trail.search()] for each in (first, second)]
+        assert acts == [["transfer", "transfer"], []], "what is read back is in the trail, begun and ended"
 
 
 # -- attributes that the archive changes
