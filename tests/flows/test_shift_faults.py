@@ -64,13 +64,18 @@ class FakeCourse:
         self.made.append(self)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: self.ran.append(name)
+        return lambda *_: self._enter(name)
+
+    def _enter(self, name: str) -> None:
+        self.ran.append(name)
+        self.lease = self.register.enter(self.lease, name, int(time.time()))
 
     def retrieve(self) -> None:
-        self.ran.append("retrieve")
+        self._enter("retrieve")
         if self is self.made[0]:
             assert self.ended.wait(20)
-            raise PeerError("study-gone", "the study reader closed the connection", peer="study")
+            if self.lost:
+                raise PeerError("study-gone", "the study reader closed the connection", peer="study")
 
     def complete(self) -> str:
         self.ran.append("complete")
@@ -107,23 +112,31 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield SimpleNamespace(register=register, lease_seconds=3, worker="w:1", person="x", trail=None, attempt=lambda _: attempt)
 
 
-def test_an_attempt_whose_lease_was_claimed_again_here_ends_on_its_own_course(fakes: Any) -> None:
-    register = fakes.register
+@pytest.mark.parametrize("hung_up", [True, False])
+def test_an_attempt_whose_lease_was_claimed_again_here_ends_on_its_own_course(fakes: Any, hung_up: bool) -> None:
+    """hung_up: its stage waits until the connections end; else it ends by itself before anybody saw that the lease is lost."""
+    register, fakes.lease_seconds = fakes.register, 9 if hung_up else 600
 
     async def both() -> tuple[str, str]:
-        first = register.claim("w:1", int(time.time()), 120)
+        now = int(time.time())
+        first = register.claim("w:1", now, 5)
         old = asyncio.create_task(reading._studied(fakes, first))
         await asyncio.to_thread(until, lambda: FakeCourse.made and FakeCourse.made[0].ran)
-        assert [one.state for one in register.reap(int(time.time()) + 500)] == ["scheduled"]
+        register.renew(first, now - 5, 5)  # its time is over
+        assert [one.state for one in register.reap(now)] == ["scheduled"]
         assert reading._claimed(fakes) is None, "it still flies here"
-        second = register.claim("w:1", int(time.time()), 120, row=1)
+        second = register.claim("w:1", now, 600)
         new = asyncio.create_task(reading._studied(fakes, second))
+        if not hung_up:
+            await asyncio.to_thread(until, lambda: len(FakeCourse.made) == 2)
+            FakeCourse.made[0].ended.set()
         return await old, await new
 
     assert asyncio.run(both()) == ("lost", "completed")
     old, new = FakeCourse.made
-    assert old.ran == ["retrieve"] and old.lost and old.closed == 1
-    assert new.ran == ["retrieve", "analyse", "report", "store", "prove", "complete"] and not new.lost and new.closed == 1
+    assert old.ran == (["retrieve"] if hung_up else ["retrieve", "analyse"])
+    assert (old.lost, old.closed, new.lost, new.closed) == (hung_up, 1, False, 1)
+    assert new.ran == ["retrieve", "analyse", "report", "store", "prove", "complete"]
     assert register.study(1).state == "completed" and register.dead_letters() == []
     assert reading._courses == {} and reading._flying == set()
 
