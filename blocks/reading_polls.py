@@ -23,20 +23,22 @@ class Polls(Shelf):
             row = session.get(WatermarkRow, pacs)
             return None if row is None else Watermark(pacs=pacs, at=row.at, polled_at=row.polled_at)
 
-    def set_watermark(self, pacs: str, at: int, *, now: int) -> None:
-        """Moves it forward; a poller that comes late moves nothing back."""
+    def set_watermark(self, pacs: str, at: int, *, now: int, seen: int | None = None) -> None:
+        """Moves it forward; a poller that comes late moves nothing back. seen: where it was when the poll began; where somebody
+        has put it back since, it stays."""
         try:
-            self._set_watermark(pacs, at, now)
+            self._set_watermark(pacs, at, now, seen)
         except RowConflict:  # another poller wrote the first one meanwhile
-            self._set_watermark(pacs, at, now)
+            self._set_watermark(pacs, at, now, seen)
 
-    def _set_watermark(self, pacs: str, at: int, now: int) -> None:
+    def _set_watermark(self, pacs: str, at: int, now: int, seen: int | None) -> None:
         with self._session() as session:
             row = session.get(WatermarkRow, pacs, with_for_update=True)
             if row is None:
                 session.add(WatermarkRow(pacs=pacs, at=at, polled_at=now))
             else:
-                row.at, row.polled_at = max(row.at, at), max(row.polled_at, now)
+                row.at = row.at if seen is not None and row.at < seen else max(row.at, at)
+                row.polled_at = max(row.polled_at, now)
 
     def put_watermark(self, pacs: str, at: int) -> None:
         """Puts it where a person says; what a clock that ran ahead wrote of later times goes with it."""

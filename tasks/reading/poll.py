@@ -64,12 +64,13 @@ def poll(register: ReadingRegister, archive: Listing, settings: PollSettings, no
     `PeerError` of the archive or register. What the sweep raises comes after the watermark was moved.
     """
     pacs, mark, state = settings.pacs, register.watermark(settings.pacs), register.poll_state(settings.pacs, now)
-    window = poll_window(None if mark is None else mark.at, now, settings)
+    seen = None if mark is None else mark.at
+    window = poll_window(seen, now, settings)
     look = _Look(register, archive, settings, now)
     look.over(window)
     look.end()
     register.polled(pacs, odd=look.odd, unproven=look.unproven)
-    register.set_watermark(pacs, now, now=now)
+    register.set_watermark(pacs, now, now=now, seen=seen)
     sweep = _Sweep(register, archive, settings, now)
     if not settings.sweep or now < state.sweep_next <= now + 2 * DAY:
         return _outcome(look, None)

@@ -117,6 +117,7 @@ def test_health_of_a_fresh_node_of_one_that_polls_and_of_one_that_stopped(
 ) -> None:
     known, now = profile(tmp_path, workflow={"polling_interval_seconds": 100}), int(time.time())
     register = open_reading_register(environment)
+    monkeypatch.setattr(time, "time", lambda: float(now))
     assert health(environment, known) == "", "nobody has had time to poll yet"
     monkeypatch.setattr(time, "time", lambda: now + 301.0)
     assert health(environment, known) == "poll-stale"

@@ -89,3 +89,16 @@ def test_a_poll_after_days_of_failure_looks_at_all_of_them(register):
             poll(register, archive, SETTINGS, NOW + day * DAY)
     archive.studies[0].fails = ""
     assert poll(register, archive, SETTINGS, NOW + 3 * DAY).new == 1
+
+
+def test_a_watermark_that_is_set_back_during_a_poll_stays_there(register):
+    class SetBack(Listed):
+        def find_studies(self, keys):
+            register.put_watermark("pacs", NOW - 9 * DAY)
+            return super().find_studies(keys)
+
+    poll(register, Listed([]), SETTINGS, NOW)
+    poll(register, SetBack([]), SETTINGS, NOW + 300)
+    assert (register.watermark("pacs").at, register.watermark("pacs").polled_at) == (NOW - 9 * DAY, NOW + 300)
+    assert poll(register, Listed([Kept("1.1", date="20270107")]), SETTINGS, NOW + 600).new == 1
+    assert register.watermark("pacs").at == NOW + 600

@@ -108,6 +108,14 @@ def test_looking_further_back_begins_there_anew(register):
     assert (outcome.swept, outcome.new) == (3, 1), "the older one was there, of the newer days one is new"
 
 
+def test_looking_less_far_back_for_a_while_begins_nothing_anew(register):
+    archive = Listed([])
+    swept(register, archive, 0)
+    swept(register, archive, 1, PollSettings(pacs="pacs", sweep=15 * DAY, zone=UTC))
+    archive.studies.append(Kept("1.1", date=OLDER))
+    assert swept(register, archive, 2).new == 1
+
+
 def test_a_day_that_is_too_full_for_the_sweep_refuses_and_is_no_end(register):
     archive = Listed([Kept(f"1.{n}", date=OLD, time="") for n in range(9)], limit=5, by_modality="ignored")
     settings = PollSettings(pacs="pacs", most=5, sweep=30 * DAY, zone=UTC)
