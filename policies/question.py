@@ -25,7 +25,11 @@ _IMAGE = "SOPInstanceUID SOPClassUID InstanceNumber ContentDate ContentTime Acqu
 # The question's own attributes and the archive's, which select nothing (PS3.4 C.4.1.1.3, table C.4-1; C.3.4).
 _CONTROL = """SpecificCharacterSet QueryRetrieveLevel QueryRetrieveView RetrieveAETitle RetrieveURL RetrieveURI
 InstanceAvailability TimezoneOffsetFromUTC StorageMediaFileSetID StorageMediaFileSetUID"""
-BOUNDING, SERIES, IMAGE, CONTROL = (frozenset(names.split()) for names in (_BOUNDING, _SERIES, _IMAGE, _CONTROL))
+# Required keys of the Study Root (PS3.4 tables C.6-5, C.6-3 and C.6-4): an archive matches them, but not against no value.
+_REQUIRED = "StudyDate StudyTime AccessionNumber PatientName PatientID StudyID Modality SeriesNumber InstanceNumber"
+BOUNDING, SERIES, IMAGE, CONTROL, REQUIRED = (
+    frozenset(names.split()) for names in (_BOUNDING, _SERIES, _IMAGE, _CONTROL, _REQUIRED)
+)
 MODALITIES = "ModalitiesInStudy"  # an optional key: where an archive does not fill it in, its series are asked
 # Characters of a value (PS3.5 table 6.2-1); where the standard has no bound that matters, ours.
 LENGTHS = {"AE": 16, "CS": 16, "SH": 16, "LO": 64, "ST": 1024, "LT": 10240, "UC": 1024, "UR": 1024, "UT": 1024}
@@ -87,9 +91,17 @@ def outside(answer: Answer, keys: Mapping[str, str]) -> str:
     return next((name for name, value in keys.items() if not matches(name, value, shown(answer, name))), "")
 
 
+def is_unknown(answer: Answer, keys: Mapping[str, str]) -> bool:
+    """Whether a required key is there without a value, which an archive takes for a match (PS3.4 C.2.2.1.2): to us it is none."""
+    return any(
+        value and name in REQUIRED and isinstance(answer.get(f"{_tag(name):08X}"), Mapping) and not shown(answer, name)
+        for name, value in keys.items()
+    )
+
+
 def shown(answer: Answer, keyword: str) -> list[str]:
     """Every value of an attribute in DICOM JSON as text, a person's name group by group (PS3.18 F.2.2)."""
-    attribute = answer.get(f"{tag_for_keyword(keyword):08X}")
+    attribute = answer.get(f"{_tag(keyword):08X}")
     values = attribute.get("Value") if isinstance(attribute, Mapping) else None
     found: list[str] = []
     for value in values if isinstance(values, list) else ():

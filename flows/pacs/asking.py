@@ -12,7 +12,7 @@ from blocks.archive import INSTANCE, MODALITY, SERIES, SOP_CLASS, STUDY, Archive
 from blocks.dimse import services
 from blocks.pacs import Answer, value_of
 from blocks.witnessed import WitnessedArchive
-from policies.question import MODALITIES, Question, matches, outside, shown, widened
+from policies.question import MODALITIES, Question, is_unknown, matches, outside, shown, widened
 from rapha.errors import PeerError, Refusal
 
 Level = Literal["study", "series", "instance"]
@@ -110,7 +110,7 @@ def _has_modality(archive: Archive, study: Answer, wanted: str) -> bool:
 
 
 def _held(found: Iterable[Answer], keys: Mapping[str, str]) -> list[Answer]:
-    answers = list(found)
+    answers = [answer for answer in found if not is_unknown(answer, keys)]
     for wrong in (outside(answer, keys) for answer in answers):
         if wrong:
             said = f"the archive answers beyond the question: not by {wrong}, as it was asked"

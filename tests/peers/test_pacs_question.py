@@ -137,7 +137,9 @@ def test_an_archive_that_answers_beyond_the_question_is_a_failed_peer(
         keys = f"host: localhost, port: {pacs.port}, ae_title: PACS, calling_ae_title: RAPHA"
         (tmp_path / "p.yaml").write_text(f"pacs_endpoints:\n  primary: {{{keys}}}\n")
         monkeypatch.setenv("RAPHA_PROFILE_PATH", str(tmp_path / "p.yaml"))
-        for key in ("PatientID=4711", f"PatientID={CT.PatientID}", "AccessionNumber=A1", "StudyID=1"):
+        assert [one.get("AccessionNumber", "") for one in (CT, MR)] == ["", ""]
+        assert rapha("pacs", "find", "AccessionNumber=A1")[1]["found"] == []  # of no value it may say so (PS3.4 C.2.2.1.2)
+        for key in ("PatientID=4711", f"PatientID={CT.PatientID}", "StudyID=1", "PatientBirthDate=19700101"):
             status, said = rapha("pacs", "find", key)
             assert (status, said["codes"], "found" in said) == (4, ["pacs-answer-outside"], False), key
         bound = f"StudyDate={CT.StudyDate}"

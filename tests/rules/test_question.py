@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from policies.question import BOUNDING, CONTROL, matches, outside, read_question, shown, widened
+from policies.question import BOUNDING, CONTROL, is_unknown, matches, outside, read_question, shown, widened
 from rapha.errors import ConfigurationError, RaphaError, Refusal
 
 
@@ -178,6 +178,13 @@ def test_an_answer_that_does_not_show_a_key_is_outside() -> None:
     assert outside(answer, {"StudyDate": "20260101"}) == "StudyDate"
     assert outside({"00100020": "4711"}, {"PatientID": "4711"}) == "PatientID"
     assert shown(answer, "PatientName") == ["Yamada^Taro", "\u5c71\u7530^\u592a\u90ce"]
+
+
+def test_a_required_key_without_a_value_is_a_match_to_an_archive_and_none_to_us() -> None:
+    empty: dict[str, Any] = {"00080050": {"vr": "SH"}, "00100030": {"vr": "DA"}, "00100020": {"vr": "LO", "Value": [""]}}
+    assert is_unknown(empty, {"AccessionNumber": "A1"}) and is_unknown(empty, {"PatientID": "4711"})
+    assert not is_unknown(empty, {"AccessionNumber": ""}) and not is_unknown(empty, {"StudyID": "1"})
+    assert not is_unknown(empty, {"PatientBirthDate": "19700101"})  # an optional key: an archive may not know it at all
 
 
 def test_a_blank_of_a_web_question_is_a_wildcard_and_no_more() -> None:
