@@ -93,8 +93,8 @@ def _found(archive: Archive, level: str, keys: Mapping[str, str], above: Iterabl
 
 
 def _given(keys: Mapping[str, str]) -> dict[str, str]:
-    """What QIDO-RS is asked to match; what is only to be returned is a field (PS3.18 section 10.6.1)."""
-    return {name: value for name, value in keys.items() if value}
+    """What QIDO-RS is asked to match, a list of UIDs with commas (PS3.18 section 8.3.4.1): what is to be returned is a field."""
+    return {name: value.replace("\\", ",") for name, value in keys.items() if value}
 
 
 def _is_deep(question: Question) -> bool:

@@ -113,6 +113,8 @@ def test_what_is_bound_is_found_alone(filled: Rapha, name: str) -> None:
     assert found(filled, name, "PatientID=*T*", "Modality=CT") == [ct]
     assert found(filled, name, f"PatientName={str(CT.PatientName).lower()}") in ([ct], [])  # an archive is free in a name's case
     assert found(filled, name, f"PatientID={ct}", "PatientName=", "StudyDate=*") == [ct]  # only to be returned
+    both = f"StudyInstanceUID={CT.StudyInstanceUID}\\{MR.StudyInstanceUID}"
+    assert found(filled, name, both) == sorted([ct, mr])
     for level in ("series", "instance"):
         assert found(filled, name, f"PatientID={ct}", "Modality=CT", "--level", level) == [ct]
         assert found(filled, name, f"PatientID={ct}", "Modality=MR", "--level", level) == []
