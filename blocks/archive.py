@@ -21,6 +21,7 @@ from blocks.dimse.services import Commitment, Elsewhere, MoveOutcome, ToStore
 from blocks.endpoint import Endpoint
 from blocks.pacs import Answer, DicomWeb, Timeouts, WebTls, value_of
 from blocks.part10 import UNREADABLE
+from policies.movement import MOST_IN_VAIN
 from rapha.errors import ConfigurationError, PeerError
 
 Method = Literal["C-GET", "C-MOVE", "WADO-RS"]
@@ -280,12 +281,20 @@ class Archive:
         return found[0] if len(found) == 1 else None
 
     def _wado(self, study: str, wanted: Sequence[Listed], sink: Sink) -> None:
-        names = {one.sop_uid: one for one in wanted}
-        web = self.web()
+        """Each by a request of its own. A failure that is answered is raised at the end: it keeps no other instance back."""
+        web, failed, in_a_row = self.web(), None, 0
         for one in wanted:
-            with web.retrieve(study, one.series_uid, one.sop_uid) as parts:
-                for part in parts:
-                    sink(names[one.sop_uid].sop_class, one.sop_uid, part.body)
+            try:
+                with web.retrieve(study, one.series_uid, one.sop_uid) as parts:
+                    for part in parts:
+                        sink(one.sop_class, one.sop_uid, part.body)
+                in_a_row = 0
+            except PeerError as error:
+                failed, in_a_row = error, in_a_row + 1
+                if error.codes != ("pacs-status",) or in_a_row >= MOST_IN_VAIN:
+                    raise
+        if failed is not None:
+            raise failed
 
     def web(self) -> DicomWeb:
         """Its DICOMweb side. Raises `ConfigurationError(endpoint-without-dicomweb)`."""

@@ -15,7 +15,7 @@ from infra.reader.moving import Moving, Receiving
 from infra.reader.staging import SealedWriter, Staging
 from policies.movement import Level
 from rapha.errors import PeerError, Refusal
-from tasks.shared.moving import Ask, Ended, at_once, by_get, until_delivered
+from tasks.shared.moving import Ask, Ended, by_get, until_delivered
 
 WORKERS = 3
 
@@ -91,7 +91,7 @@ class Retrieval:
                 raise Refusal(["staging-unwritable"], "the staging folder cannot be written") from None
 
         ask = by_get(self._archive, study, keep)
-        return until_delivered(self._paced(ask), delivered, wanted, level, self._told, at_once=at_once(self._archive.method))
+        return until_delivered(self._paced(ask), delivered, wanted, level, self._told)
 
     def _paced(self, ask: Ask) -> Ask:
         def asked(level: Level, left: Sequence[Listed]) -> Ended:

@@ -22,7 +22,7 @@ from policies.movement import Level
 from rapha.errors import PeerError
 from tasks.attempt import Attempt
 from tasks.gate import Cleared, require
-from tasks.shared.moving import Ended, Told, at_once, by_move, until_delivered
+from tasks.shared.moving import Ended, Told, by_move, until_delivered
 
 MOST_NAMED = 20  # missing instances in one entry of the ledger
 
@@ -204,7 +204,7 @@ def fetched(
         return {one.sop_uid for one in reader.fetched(archive.endpoint.name, study)}
 
     level: Level = "SERIES" if by_series else "IMAGE"
-    failed = until_delivered(ask, delivered, wanted, level, _told(attempt), at_once=at_once(archive.method))
+    failed = until_delivered(ask, delivered, wanted, level, _told(attempt))
     return _came(failed, attempt, wanted, reader.fetched(archive.endpoint.name, study), names)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from blocks.archive import Archive, Listed, Method, Sink
+from blocks.archive import Archive, Listed, Sink
 from blocks.dimse.services import BROKEN_OFF, MOST_UIDS, MoveOutcome
 from policies.movement import MOST_IN_VAIN, UNABLE, Level, closer, hints, in_vain, next_step
 from rapha.errors import PeerError
@@ -145,11 +145,6 @@ def by_get(archive: Archive, study: str, sink: Sink) -> Ask:
         return ended(lambda: get(study, some, sink))
 
     return ask
-
-
-def at_once(method: Method) -> int:
-    """How many instances one request names. A request of WADO-RS is of one (PS3.18 section 10.4.1)."""
-    return 1 if method == "WADO-RS" else MOST_UIDS
 
 
 def ended(retrieve: Callable[[], MoveOutcome | None]) -> Ended:

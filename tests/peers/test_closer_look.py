@@ -143,6 +143,23 @@ def test_a_status_of_dicomweb_keeps_nothing_else_back(attempt: Attempt) -> None:
         assert all(by_instance.count(uid) == 1 for uid in uids(datasets) if uid != broken)
 
 
+def test_an_archive_that_answers_everything_with_a_failure_is_not_asked_for_ever(attempt: Attempt) -> None:
+    datasets = study(60, 1)
+
+    class Down(WebArchive):
+        asked = 0
+
+        def status(self, path: str) -> int:
+            self.asked += 1
+            return 503
+
+    with Down(datasets) as web, Misbehaving(datasets) as pacs:
+        archive = Archive(pacs.endpoint(retrieve="WADO-RS", dicomweb_url=web.url))
+        with retrieving(archive, datasets, None, attempt) as retrieve, pytest.raises(PeerError) as failed:
+            retrieve()
+        assert failed.value.codes == ("pacs-status",) and web.asked < 2 * MOST_IN_VAIN**2 / 2
+
+
 @pytest.fixture(scope="module")
 def orthanc(receiving: Receiving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     known = {"DicomModalities": {"RAPHA": ["RAPHA", "127.0.0.1", receiving.port]}, "DicomThreadsCount": 32}
