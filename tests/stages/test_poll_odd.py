@@ -38,7 +38,7 @@ def test_a_study_without_a_uid_is_counted_and_its_siblings_are_registered(regist
 
 
 def test_an_odd_study_that_many_questions_list_is_one(register):
-    archive = Listed([Kept(f"1.{n}", time=f"{n:02d}0000") for n in range(9)] + [Kept("2.1", odd="study")], limit=5)
+    archive = Listed([Kept("2.1", odd="study")] + [Kept(f"1.{n}", time=f"{n:02d}0000") for n in range(9)], limit=5)
     assert poll(register, archive, SETTINGS, NOW).odd == 1
 
 
