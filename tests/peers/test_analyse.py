@@ -191,6 +191,18 @@ def test_weights_and_code_that_were_changed_after_they_were_loaded_do_not_run(
     assert refused.value.codes == ("launcher-digest",)
 
 
+def test_a_model_that_ends_over_what_this_node_cannot_read_is_tried_again_and_not_refused(
+    hospital: Hospital, tmp_path: Path, blank: list[Dataset]
+) -> None:
+    files = hospital.seal(files_of(blank))
+    with hospital.study() as reader:
+        instances = reader.open(files)
+        files[1].path.unlink()
+        with pytest.raises(PeerError) as failed:
+            analysed(reader, instances, hospital, [model_that(tmp_path, "read_all(); say(ALL)")], bare_limits(tmp_path))
+    assert failed.value.codes == ("study-file-missing",)
+
+
 def test_other_bytes_than_arrived_are_not_analysed(hospital: Hospital, tmp_path: Path, blank: list[Dataset]) -> None:
     files = hospital.seal(files_of(blank))
     with hospital.study() as reader:
