@@ -175,7 +175,13 @@ def test_the_archive_by_hand_is_in_the_trail_under_the_persons_name(clinic: Read
     assert (status, said["files"], said["method"]) == (0, len(CT), "C-GET")
     assert typed("pacs", "find", f"StudyInstanceUID={uid(CT)}", "--pacs", "web", "--level", "instance")[1]["count"] == len(CT)
     found = [(one, parse(xml)) for one, xml in trail.messages()][before:]
-    assert [one.kind for one, _ in found if one.stage == "end"] == ["query", "query", "export", "query"]
+    assert [one.kind for one, _ in found if one.stage == "end"] == [
+        "query",
+        "query",
+        "export",
+        "query",
+        "query",
+    ]  # the last: study, then instances
     assert {message.participants[-1].user for _, message in found} == {person()}
     assert [one.patient for one, _ in found if one.kind == "export"] == [trail.pseudonym("patient", str(CT[0].PatientID))] * 2
 

@@ -189,6 +189,12 @@ def test_find(rapha, level, count):
     assert all(row["StudyInstanceUID"] for row in said["found"])
 
 
+def test_find_by_the_modalities_of_a_study(rapha):
+    status, said = rapha("pacs", "find", "ModalitiesInStudy=DX", "StudyDate=20240101-20241231", "--limit", "1000")
+    assert status == 0 and said["count"] >= 18
+    assert {row["ModalitiesInStudy"] for row in said["found"]} == {"DX"}
+
+
 @pytest.mark.parametrize("keys", [[], ["PatientID=*"], ["StudyDate=-"], ["PatientName=", "Modality=??"]])
 def test_D01_a_broad_find_refuses(rapha, keys):
     status, said = rapha("pacs", "find", *keys)
