@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
+from pydicom.datadict import tag_for_keyword
+
 from blocks.archive import INSTANCE, MODALITY, SERIES, SOP_CLASS, STUDY, Archive
 from blocks.dimse import services
 from blocks.pacs import Answer, value_of
@@ -76,20 +78,26 @@ def _below(archive: Archive, study: Answer, question: Question, level: Level) ->
             listed = archive.web().list_instances({**uid, **_given(keys)}, (*FIELDS, *keys))
         yield from ({**study, **one} for one in _held_web(listed, {**uid, **keys}))
         return
-    for series in _found(archive, "SERIES", {**uid, "SeriesInstanceUID": "", "Modality": "", **question.series}):
+    for series in _found(archive, "SERIES", uid, {"SeriesInstanceUID": "", "Modality": "", **question.series}):
         if level == "instance" or question.image:
             whose = {**uid, "SeriesInstanceUID": _uid(series, SERIES)}
-            for image in _found(archive, "IMAGE", {**whose, "SOPInstanceUID": "", "SOPClassUID": "", **question.image}, whose):
+            for image in _found(archive, "IMAGE", whose, {"SOPInstanceUID": "", "SOPClassUID": "", **question.image}):
                 yield {**study, **series, **image}
         else:
             yield {**study, **series}
 
 
-def _found(archive: Archive, level: str, keys: Mapping[str, str], above: Iterable[str] = ("StudyInstanceUID",)) -> list[Answer]:
-    """above: the unique keys of the levels above, which an archive need not give back."""
-    with _told(archive, level, keys, keys["StudyInstanceUID"]):
-        found = services.find(archive.endpoint, level, keys)
-    return _held(found, {name: value for name, value in keys.items() if name not in above})
+def _found(archive: Archive, level: str, above: Mapping[str, str], keys: Mapping[str, str]) -> list[Answer]:
+    """above: the unique keys of the levels above, held to where the archive gives them back."""
+    asked = {**above, **keys}
+    with _told(archive, level, asked, above["StudyInstanceUID"]):
+        found = services.find(archive.endpoint, level, asked)
+    given = [{**_attributes(above), **answer} for answer in found]
+    return _held(given, asked)
+
+
+def _attributes(uids: Mapping[str, str]) -> Answer:
+    return {f"{tag_for_keyword(name):08X}": {"vr": "UI", "Value": [uid]} for name, uid in uids.items()}
 
 
 def _given(keys: Mapping[str, str]) -> dict[str, str]:

@@ -13,12 +13,14 @@ import cyclopts
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
 
 from blocks.archive import Archive
 from flows.console import pacs as pacs_console
 from infra.peers.orthanc import file_bytes, free_port, running_orthanc
 from rapha.console.app import run
-from rapha.errors import PeerError
+from rapha.errors import PeerError, Refusal
+from tasks.shared.collect import save_by_move
 from tests.fixtures.dcmqrscp import running_dcmqrscp
 from tests.fixtures.misbehaving import Misbehaving
 
@@ -149,6 +151,31 @@ def test_an_archive_that_answers_beyond_the_question_is_a_failed_peer(
         assert (said["codes"], "found" in said) == (["pacs-answer-outside"], False)  # nor does it show a body part
         status, said = rapha("pacs", "find", bound)
         assert (status, [row["PatientID"] for row in said["found"]]) == (0, [str(CT.PatientID)])
+
+
+def test_a_series_of_another_study_is_not_listed(rapha: Rapha, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(answer: Dataset) -> None:
+        if answer.QueryRetrieveLevel == level:
+            answer.StudyInstanceUID = MR.StudyInstanceUID
+
+    with Misbehaving([CT], spoils=elsewhere) as pacs:
+        keys = f"host: localhost, port: {pacs.port}, ae_title: PACS, calling_ae_title: RAPHA"
+        (tmp_path / "p.yaml").write_text(f"pacs_endpoints:\n  primary: {{{keys}}}\n")
+        monkeypatch.setenv("RAPHA_PROFILE_PATH", str(tmp_path / "p.yaml"))
+        for level in ("SERIES", "IMAGE", "none"):
+            status, _ = rapha("pacs", "find", f"StudyDate={CT.StudyDate}", "--level", "instance")
+            assert status == (0 if level == "none" else 4), level
+
+
+def test_nothing_is_moved_of_a_series_that_is_not_there(tmp_path: Path) -> None:
+    """It is seen before the receiver is told to expect anything: there is none here."""
+    with Misbehaving([CT]) as pacs:
+        for series, instance, code in ((MR, None, "series-not-found"), (CT, MR, "instance-not-found")):
+            named = str(CT.StudyInstanceUID), str(series.SeriesInstanceUID), str(instance.SOPInstanceUID) if instance else None
+            with pytest.raises(Refusal) as none:
+                save_by_move(Archive(pacs.endpoint()), None, *named, tmp_path)  # type: ignore[arg-type]
+            assert none.value.codes == (code,)
+        assert pacs.asked == []
 
 
 @pytest.mark.parametrize("name", EVERY)
