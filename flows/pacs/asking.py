@@ -92,12 +92,12 @@ def _found(archive: Archive, level: str, above: Mapping[str, str], keys: Mapping
     asked = {**above, **keys}
     with _told(archive, level, asked, above["StudyInstanceUID"]):
         found = services.find(archive.endpoint, level, asked)
-    given = [{**_attributes(above), **answer} for answer in found]
-    return _held(given, asked)
+    return _held([{**answer, **_left_out(answer, above)} for answer in found], asked)
 
 
-def _attributes(uids: Mapping[str, str]) -> Answer:
-    return {f"{tag_for_keyword(name):08X}": {"vr": "UI", "Value": [uid]} for name, uid in uids.items()}
+def _left_out(answer: Answer, above: Mapping[str, str]) -> Answer:
+    missing = {name: uid for name, uid in above.items() if not shown(answer, name)}
+    return {f"{tag_for_keyword(name):08X}": {"vr": "UI", "Value": [uid]} for name, uid in missing.items()}
 
 
 def _given(keys: Mapping[str, str]) -> dict[str, str]:

@@ -157,6 +157,8 @@ def test_a_series_of_another_study_is_not_listed(rapha: Rapha, tmp_path: Path, m
     def elsewhere(answer: Dataset) -> None:
         if answer.QueryRetrieveLevel == level:
             answer.StudyInstanceUID = MR.StudyInstanceUID
+        elif answer.QueryRetrieveLevel == "IMAGE":
+            answer.StudyInstanceUID = None  # nor need it be given back
 
     with Misbehaving([CT], spoils=elsewhere) as pacs:
         keys = f"host: localhost, port: {pacs.port}, ae_title: PACS, calling_ae_title: RAPHA"
