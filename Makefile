@@ -15,8 +15,9 @@ demo: setup-node ## the main job on an embedded hospital, shown step by step
 test: setup ## every test, real peers included
 	@scripts/test.sh
 
-soak: setup ## the long forms of the tests
+soak: setup ## the long forms of the tests, then the mutations of docs/properties.md
 	@scripts/test.sh soak
+	@$(PY) -m scripts.mutations
 
 check: setup ## format, lint, types, import direction
 	@.venv/bin/ruff format --check .

@@ -2,7 +2,7 @@
 
     python -m scripts.mutations [number ...]
 
-Minutes, not part of the suite. Exit status 1 where a mutation lives, or where a row's tests fail without it.
+Minutes: part of `make soak`. Exit status 1 where a mutation lives, or where a row's tests fail without it.
 """
 
 import shutil
