@@ -23,6 +23,7 @@ from blocks.reading_letters import Letters, dead, no_lease, open_again, put_back
 from blocks.reading_outages import ANSWERED, answered, let_through, met_outage, no_outage, paused
 from blocks.reading_outbox import Outbox, write_notices
 from blocks.reading_polls import Polls
+from blocks.reading_quiet import Settling, due, quiet_of
 from blocks.reading_reports import OwnReports
 from blocks.reading_rows import (
     LONGEST_LEASE,
@@ -43,7 +44,6 @@ from blocks.reading_rows import (
     StudyRow,
     Watermark,
 )
-from blocks.reading_sets import InstanceSets
 from blocks.reading_shelf import SKEW, come, held, study_of
 from blocks.reading_tallies import Tallies, Tally
 from blocks.sealed_columns import column_key
@@ -60,7 +60,7 @@ MAX_TRIES = 5
 UNSTORED_TRIES = 3  # a critical finding waits for its report's archive for some minutes, not for a day of outage
 
 
-class ReadingRegister(InstanceSets, OwnReports, Outbox, Letters, Tallies, Polls):
+class ReadingRegister(Settling, OwnReports, Outbox, Letters, Tallies, Polls):
     """The register behind one database URL. Every failure of the database is a `PeerError`; a rule's no is a `Refusal`."""
 
     @classmethod
@@ -71,15 +71,18 @@ class ReadingRegister(InstanceSets, OwnReports, Outbox, Letters, Tallies, Polls)
 
     # -- polling
 
-    def found(self, pacs: str, study: FoundStudy, now: int, priority: str = "medium") -> Found:
-        """Writes a found study down: new, changed (re-opened, or to be), known, own-report (only this node's series)."""
+    def found(self, pacs: str, study: FoundStudy, now: int, priority: str = "medium", quiet: int = 0) -> Found:
+        """Writes a found study down: new, changed (re-opened, or to be), known, own-report (only this node's series).
+
+        quiet: seconds that what is new or changed waits for more of it to come, unless it is urgent.
+        """
         level = known_priority(priority)
         try:
-            return self._found(pacs, study, now, level)
+            return self._found(pacs, study, now, level, quiet)
         except RowConflict:  # another poller wrote the same study meanwhile
-            return self._found(pacs, study, now, level)
+            return self._found(pacs, study, now, level, quiet)
 
-    def _found(self, pacs: str, study: FoundStudy, now: int, priority: str) -> Found:
+    def _found(self, pacs: str, study: FoundStudy, now: int, priority: str, quiet: int) -> Found:
         name = self._columns.name("study", study.study_uid)
         with self._session() as session:
             wanted = select(StudyRow).where(StudyRow.pacs == pacs, StudyRow.name == name).with_for_update()
@@ -92,15 +95,18 @@ class ReadingRegister(InstanceSets, OwnReports, Outbox, Letters, Tallies, Polls)
                 return Found(row=row.id if row else 0, outcome="own-report")
             print_ = self._columns.name("fingerprint", listing(foreign, study.instances))
             if row is None:
-                return Found(row=self._new(session, pacs, name, study, print_, priority, now), outcome="new")
+                number = self._new(session, pacs, name, study, print_, priority, now, quiet_of(priority, quiet))
+                return Found(row=number, outcome="new")
             self._listed(row, study, now)
             if row.fingerprint == print_:
                 return Found(row=row.id, outcome="known")
             row.fingerprint, row.content_at, row.updated_at = print_, now, now
-            self._changed(session, row, now)
+            self._changed(session, row, now, quiet)
             return Found(row=row.id, outcome="changed")
 
-    def _new(self, session: Any, pacs: str, name: str, study: FoundStudy, print_: str, priority: str, now: int) -> int:
+    def _new(
+        self, session: Any, pacs: str, name: str, study: FoundStudy, print_: str, priority: str, now: int, quiet: int
+    ) -> int:
         row = StudyRow(
             pacs=pacs,
             name=name,
@@ -111,7 +117,7 @@ class ReadingRegister(InstanceSets, OwnReports, Outbox, Letters, Tallies, Polls)
             stage=STAGES[0],
             priority=priority,
             turn=turn(known_priority(priority), now),
-            next_at=now,
+            next_at=now + quiet,
             queued_at=now,
             registered_at=now,
             content_at=now,
@@ -128,13 +134,14 @@ class ReadingRegister(InstanceSets, OwnReports, Outbox, Letters, Tallies, Polls)
         """What the archive counted before it listed what is below: what came between the two is another count next time."""
         row.counts, row.listed_at = self._print_of(study.counts), now
 
-    def _changed(self, session: Any, row: StudyRow, now: int) -> None:
+    def _changed(self, session: Any, row: StudyRow, now: int, quiet: int) -> None:
         if row.state == "in-progress":
-            row.changed = True
+            row.changed, row.next_at = True, now + quiet_of(row.priority, quiet)
         elif row.state == "scheduled" and row.stage == STAGES[0]:
-            return  # nothing was fetched yet: it is all still to come
+            row.next_at = due(row, now, quiet)  # nothing was fetched yet: it is all still to come
         else:
             open_again(session, row, now)
+            row.next_at = due(row, now, quiet)
 
     # -- work
 
@@ -273,13 +280,18 @@ class ReadingRegister(InstanceSets, OwnReports, Outbox, Letters, Tallies, Polls)
 
     def set_priority(self, row: int, priority: str) -> QueuedStudy:
         """Moves a waiting study up or down; it keeps the time it has waited. `Refusal` study-not-queued, `ConfigurationError`
-        priority-unknown."""
+        priority-unknown.
+
+        One that is urgent from now on and only waits for more of it to come is due at once.
+        """
         level = known_priority(priority)
         with self._session() as session:
             found = study_of(session, row)
             if found.state != "scheduled":
                 raise Refusal(["study-not-queued"], "the study does not wait")
             found.priority, found.turn = level, turn(level, found.queued_at)
+            if level == "urgent" and not found.tries and not found.outages:
+                found.next_at = min(found.next_at, found.queued_at)
             return _queued(found)
 
     def counts(self) -> dict[str, Any]:

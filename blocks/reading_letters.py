@@ -106,11 +106,13 @@ def open_again(session: Session, row: StudyRow, now: int, *, resolution: str = "
     """The study's content changed, or a person wants it: all of it anew, in a new opening. An old letter is answered by that."""
     letters = update(LetterRow).where(LetterRow.study == row.id, LetterRow.resolved_at.is_(None))
     session.execute(letters.values(resolved_at=now, resolution=resolution))
+    due = max(now, row.next_at) if row.changed else now  # what changed while it was worked on may be coming still
     row.opening, row.stage, row.tries, row.codes, row.changed = row.opening + 1, STAGES[0], 0, "", False
+    row.unsettled = 0
     row.cancel_asked, row.queued_at, row.turn = False, now, turn(known_priority(row.priority), now)
     no_outage(row)
     session.execute(delete(InstanceRow).where(InstanceRow.study == row.id, InstanceRow.opening == row.opening))
-    put_back(row, now)
+    put_back(row, due)
 
 
 def no_lease(row: StudyRow) -> None:

@@ -88,6 +88,7 @@ class StudyRow(Base):
     cancel_asked: Mapped[bool] = mapped_column(default=False)
     attempt: Mapped[int] = mapped_column(default=0)
     tries: Mapped[int] = mapped_column(default=0)
+    unsettled: Mapped[int] = mapped_column(default=0)
     outages: Mapped[int] = mapped_column(default=0)
     outage_since: Mapped[int | None] = mapped_column(BigInteger, default=None)
     codes: Mapped[str] = mapped_column(String(2000), default="")

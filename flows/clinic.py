@@ -1,6 +1,7 @@
 """The reading service as its flows see it: profile, register, ledger, archives, the processes beside it, each made once."""
 
 import base64
+import dataclasses
 import os
 import secrets
 import socket
@@ -30,6 +31,8 @@ from rapha.signing import load_private
 from tasks.attempt import Attempt
 from tasks.reading.analyse import AnalyseLimits
 from tasks.shared.probe import read_record
+
+QUIET_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Clinic:
     def most(self) -> int:
         """Studies in flight at once."""
         return int(self.profile.values.get("workflow.max_concurrent_studies", 50))
+
+    @property
+    def quiet(self) -> int:
+        """Seconds that a study which is new or changed waits for more of it to come."""
+        return int(self.profile.values.get("workflow.quiet_seconds", QUIET_SECONDS))
 
     @property
     def letters_to(self) -> str:
@@ -118,7 +126,8 @@ class Clinic:
 
     def polling(self, name: str) -> PollSettings:
         """Raises `Refusal(capabilities-odd)`."""
-        return poll_settings(self.profile, name, read_record(self.state / "capabilities", name))
+        settings = poll_settings(self.profile, name, read_record(self.state / "capabilities", name))
+        return dataclasses.replace(settings, quiet=self.quiet)
 
     def study(self) -> StudyReader:
         """A new connection to the study reader: what it holds for us ends with it."""

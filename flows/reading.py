@@ -160,7 +160,7 @@ async def read(row: int) -> dict[str, Any]:
     if lease is None:
         return {"row": row, "end": "not-owed", "peer": False}
     failures: list[RaphaError] = []
-    end = await _studied(clinic, lease, failures)
+    end = await _studied(clinic, lease, failures, settled=True)  # a person does not wait
     await _told(clinic)
     return {"row": row, "end": end, "peer": any(isinstance(one, PeerError) for one in failures)}
 
@@ -236,13 +236,16 @@ def _claimed(clinic: Clinic) -> StudyLease | None:
     return clinic.register.claim(clinic.worker, int(time.time()), clinic.lease_seconds, but=here)
 
 
-async def _studied(clinic: Clinic, lease: StudyLease, failures: list[RaphaError] | None = None) -> str:
-    """One study through its stages, its lease kept alive meanwhile; the end it came to. failures: takes what it failed for."""
+async def _studied(clinic: Clinic, lease: StudyLease, failures: list[RaphaError] | None = None, *, settled: bool = False) -> str:
+    """One study through its stages, its lease kept alive meanwhile; the end it came to. failures: takes what it failed for;
+    settled: it is read whether or not it is still being sent."""
     mine = (lease.row, lease.attempt)
     _flying.add(mine)
     renewing = asyncio.ensure_future(_renewed(clinic, lease))
     try:
         with tags(f"row-{lease.row}", lease.priority, lease.pacs):
+            if not settled and not await asyncio.to_thread(coded(_settled), clinic, lease):
+                return "unsettled"
             return await _staged(clinic, lease)
     except RaphaError as error:
         if failures is not None:
@@ -257,6 +260,18 @@ async def _studied(clinic: Clinic, lease: StudyLease, failures: list[RaphaError]
                 await asyncio.to_thread(course.close)
         finally:
             _flying.discard(mine)
+
+
+def _settled(clinic: Clinic, lease: StudyLease) -> bool:
+    """Whether the archive lists of the study what it listed when it was found; else it has been given back.
+
+    One that is urgent, or that was fetched already, is not asked about; one that is not listed any more is the stages' affair.
+    """
+    settings = clinic.polling(lease.pacs)
+    if lease.stage != STAGES[0] or lease.priority == "urgent" or not settings.quiet:
+        return True
+    seen = polling.look_up(clinic.archive(lease.pacs), settings, lease.study_uid)
+    return seen is None or clinic.register.settled(lease, seen, int(time.time()), settings.quiet)
 
 
 async def _staged(clinic: Clinic, lease: StudyLease) -> str:

@@ -44,7 +44,8 @@ class PollSettings:
     overlap: looked at again behind the watermark; skew: how far its clock may be off ours; first: how far back the first looks;
     most: results at which it may have cut its answer off; smallest: a window that is not split further; zone: of its local clock,
     None where it is not known; relist: a study whose counts are the same is listed again after so long; sweep: how far back the
-    daily sweep looks, 0 for none; own_roots: UID roots of series that this node writes.
+    daily sweep looks, 0 for none; own_roots: UID roots of series that this node writes; quiet: what is new or
+    changed waits for more of it to come.
     """
 
     pacs: str
@@ -58,6 +59,7 @@ class PollSettings:
     sweep: int = 0
     own_roots: tuple[str, ...] = ()
     priority: str = "medium"
+    quiet: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ pacs_endpoints:
     move_destination: {title}
 workflow:
   polling_interval_seconds: 300
+  quiet_seconds: 0
   max_concurrent_studies: 4
 notifications:
   escalate_after_seconds: 900

@@ -202,8 +202,8 @@ class _Look:
         if listed and not series:
             self.outcomes["own-report"].append(0)
             return
-        pacs, level = self._settings.pacs, self._settings.priority
-        found = self._register.found(pacs, study_of(answer, study, series), self._now, level)
+        by = self._settings
+        found = self._register.found(by.pacs, study_of(answer, study, series), self._now, by.priority, by.quiet)
         self.outcomes[found.outcome].append(found.row)
 
     def _count_odd(self) -> None:

@@ -64,6 +64,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, orthanc: Orthanc, receiver: i
     profile = yaml.safe_load(Path(made["profile"]).read_text())
     profile["pacs_endpoints"]["primary"] |= {"port": orthanc.dicom_port, "retrieve": "C-MOVE"}
     profile["workflow"]["automated_polling"] = True
+    profile["workflow"]["quiet_seconds"] = 0  # the studies here are whole before they are looked for
     Path(made["profile"]).write_text(yaml.safe_dump(profile))
     return {**sourced(Path(made["environment"])), "RAPHA_RECEIVER_BIND": f"127.0.0.1:{receiver}"}
 

@@ -32,7 +32,7 @@ pacs_endpoints:
   primary: {{host: localhost, port: {first}, ae_title: ORTHANC_A, calling_ae_title: RAPHA, retrieve: C-MOVE}}
   second: {{host: localhost, port: {second}, ae_title: ORTHANC_B, calling_ae_title: RAPHA, retrieve: C-GET}}
   other: {{host: localhost, port: {third}, ae_title: ARCHIVE, calling_ae_title: RAPHA, retrieve: C-MOVE}}
-workflow: {{max_concurrent_studies: 20}}
+workflow: {{max_concurrent_studies: 20, quiet_seconds: 0}}
 """
 TITLES = {"primary": "ORTHANC_A", "second": "ORTHANC_B", "other": "ARCHIVE"}
 ORTHANC = {"DicomAlwaysAllowGet": True, "DicomAlwaysAllowFind": True, "DicomAlwaysAllowMove": True, "MaximumPduLength": 131072}

@@ -68,7 +68,7 @@ SECTIONS = {"port": "pacs_endpoints.primary", "max_results": "pacs_endpoints.pri
             "retention_years": "audit", "max_concurrent_studies": "workflow", "polling_interval_seconds": "workflow",
             "batch_size": "workflow", "worker_threads": "workflow", "connection_pool_size": "performance",
             "connection_timeout_seconds": "performance", "max_retries": "performance", "max_size_gb": "cache",
-            "ttl_hours": "cache"}  # fmt: skip
+            "ttl_hours": "cache", "quiet_seconds": "workflow"}  # fmt: skip
 
 
 @QUIET
