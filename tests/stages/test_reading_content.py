@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,8 +15,9 @@ from blocks.archive import Archive, Listed
 from blocks.ledger import Ledger, read
 from blocks.reading import FoundSeries, FoundStudy, ReadingRegister, StudyLease
 from blocks.receiver import Arrived
-from blocks.study import StudyReader
+from blocks.study import Fetched, StudyReader
 from policies.completeness import ArrivalEvidence
+from policies.movement import Level
 from rapha.canonical import digest
 from rapha.errors import PeerError, Refusal
 from tasks.attempt import Attempt
@@ -31,7 +33,7 @@ OLD, NEW = digest(b"as it was"), digest(b"corrected under the same UID")
 class Shelf:
     """An archive that lists these instances; asked by WADO-RS."""
 
-    method = "WADO-RS"
+    method, endpoint = "WADO-RS", SimpleNamespace(name="primary")
 
     def __init__(self, uids: Sequence[str]) -> None:
         self.uids = uids
@@ -46,7 +48,10 @@ class Fetches:
     def __init__(self, *sent: tuple[str, str]) -> None:
         self.sent = sent
 
-    def fetch(self, endpoint: str, study: str, wanted: Sequence[Listed]) -> list[Arrived]:
+    def fetch(self, endpoint: str, study: str, level: Level, wanted: Sequence[Listed]) -> Fetched:
+        return Fetched(status=0, completed=None, failed=None, error="", counted=False)
+
+    def fetched(self, endpoint: str, study: str) -> list[Arrived]:
         return [Arrived(uid, "1.2", sha256, 1, Path("/sealed") / uid, conflict=False) for uid, sha256 in self.sent]
 
 
