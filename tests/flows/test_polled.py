@@ -125,7 +125,9 @@ def test_health_of_a_fresh_node_of_one_that_polls_and_of_one_that_stopped(
     assert health(environment, known) == ""
     monkeypatch.setattr(time, "time", lambda: now + 551.0)
     assert health(environment, known) == "poll-stale"
-    assert health(environment, profile(tmp_path, workflow={"automated_polling": False})) == ""
+    monkeypatch.setattr(time, "time", lambda: now + 9 * DAY * 1.0)
+    assert health(environment, profile(tmp_path, workflow={"automated_polling": False})) == "", "no schedule is to poll it"
+    monkeypatch.setattr(time, "time", lambda: now + 551.0)
     poll(
         register,
         Listed([Kept("1.1", date="20000101", odd="study")]),

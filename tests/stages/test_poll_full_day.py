@@ -38,8 +38,9 @@ def test_where_the_archive_shows_none_without_a_time_it_is_said(register):
         assert (outcome.new, outcome.unproven, register.poll_state(matching, NOW).unproven) == (7, 1, 1)
 
 
-def test_one_without_a_time_in_the_days_own_answer_refuses(register):
-    assert refused(register, Listed([Kept("2.1", time=""), *TIMED], limit=4), DAY)
+@pytest.mark.parametrize("matching", ["wildcard", "ignored"])
+def test_one_without_a_time_in_the_days_own_answer_refuses(register, matching):
+    assert refused(register, Listed([Kept("2.1", time=""), *TIMED], limit=4, by_modality=matching), DAY)
     assert len(register.queue()) == 8, "what was seen is registered all the same"
 
 
