@@ -105,7 +105,7 @@ class ReadingRegister(Settling, OwnReports, Outbox, Letters, Tallies, Polls):
             return Found(row=row.id, outcome="changed")
 
     def _new(
-        self, session: Any, pacs: str, name: str, study: FoundStudy, print_: str, priority: str, now: int, quiet: int
+        self, session: Any, pacs: str, name: str, study: FoundStudy, print_: str, priority: str, now: int, quiet: int = 0
     ) -> int:
         row = StudyRow(
             pacs=pacs,
