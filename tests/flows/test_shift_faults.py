@@ -281,12 +281,15 @@ def test_a_shift_ends_as_soon_as_nothing_flies_past_its_time() -> None:
         left["claimed"] += 1
         return left["claimed"]
 
-    async def run(_: int) -> str:
-        await asyncio.sleep(0.05)
+    async def run(number: int) -> str:
+        await asyncio.sleep(0.04 * (1 + number % 3))  # so that something flies at any moment
         return "completed"
 
-    assert worked(claim, run, until=started + 0.3, grace=5.0)["completed"] == left["claimed"]
-    assert time.monotonic() - started < 3, "work that never ceases keeps no shift alive"
+    async def shift() -> dict[str, int]:
+        work = Shift(claim, run, at_most=5, idle=60, until=started + 0.3, pause=0.02, grace=5.0)
+        return await asyncio.wait_for(work.work(), 4)
+
+    assert asyncio.run(shift())["completed"] == left["claimed"], "work that never ceases keeps no shift alive"
 
 
 # -- the brake
