@@ -30,7 +30,17 @@ workflow: {{max_concurrent_studies: 6}}
 """
 STUDIES = 20
 DRAIN = "asyncio.run(flows.drain(seconds=300.0, idle=3.0))"
-VICTIMS = ("worker", "receiver", "engine", "receiver", "worker", "engine", "receiver", "worker")
+# Who dies, and at which stage some study is then.
+VICTIMS = (
+    ("receiver", "retrieve"),
+    ("worker", "prove"),  # the report is stored, and nobody has said so yet
+    ("engine", "analyse"),
+    ("worker", "retrieve"),
+    ("receiver", "prove"),
+    ("worker", "store"),
+    ("engine", "report"),
+    ("worker", "prove"),
+)
 
 
 def of_today(number: int) -> list[Dataset]:
@@ -64,6 +74,10 @@ class Place:
         """How many stages all studies are through."""
         done = len(STAGES) + 1
         return sum(done if row["state"] == "completed" else STAGES.index(row["stage"]) for row in self.ward.rows())
+
+    def at(self, stage: str) -> bool:
+        """Whether some study is in this stage now."""
+        return any(row["state"] == "in-progress" and row["stage"] == stage for row in self.ward.rows())
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +128,13 @@ def test_twenty_studies_are_read_once_whoever_is_killed(place: Place, tmp_path_f
     points = sorted(chance.sample(range(2, whole * 3 // 4), len(VICTIMS)))
     flow, deaths = started(up), list[tuple[str, int]]()
     try:
-        for victim, point in zip(VICTIMS, points, strict=True):
-            while place.progress() < point:
+        for (victim, stage), point in zip(VICTIMS, points, strict=True):
+            while not (place.progress() >= point and place.at(stage)):
+                assert place.progress() < whole, (deaths, victim, stage)
                 if flow.process.poll() is not None:  # the shift ended, or died of its engine's or receiver's death
                     flow.close()
                     flow = started(up)
-                time.sleep(0.01)
+                time.sleep(0.003)
             killed(up, victim, flow)
             deaths.append((victim, place.progress()))
             if victim == "worker":
