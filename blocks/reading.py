@@ -101,6 +101,8 @@ class ReadingRegister(Settling, OwnReports, Outbox, Letters, Tallies, Polls):
             if row.fingerprint == print_:
                 return Found(row=row.id, outcome="known")
             row.fingerprint, row.content_at, row.updated_at = print_, now, now
+            if study.details:  # a patient may have been corrected with it
+                row.details_sealed = self._columns.seal(self._details(study), "studies", "details", row.id, name)
             self._changed(session, row, now, quiet)
             return Found(row=row.id, outcome="changed")
 

@@ -4,6 +4,7 @@ import secrets
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -494,3 +495,11 @@ def test_what_a_person_had_written_is_ours_too(register):
     with pytest.raises(Refusal) as unknown:
         register.own_series(row + 1, f"{UID}.9001")
     assert codes(unknown) == ["study-unknown"]
+
+
+def test_a_study_that_changes_is_its_patients_as_they_are_now(register):
+    row = register.found("pacs", study(), 0).row
+    register.found("pacs", replace(study(count=3), details={"patient": "HOSP-CORRECTED"}), 1)
+    assert register.details(row)["patient"] == "HOSP-CORRECTED"
+    register.found("pacs", replace(study(count=4), details={}), 2)
+    assert register.details(row)["patient"] == "HOSP-CORRECTED", "an answer that names nobody corrects nothing"
