@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import exists, func, select
 
+from blocks.reading_outages import paused
 from blocks.reading_rows import LetterRow, NoticeRow, StudyRow
 from blocks.reading_shelf import Shelf, study_of
 
@@ -69,6 +70,16 @@ class Tallies(Shelf):
                 dead_letters=session.scalar(letters) or 0,
                 notices=grouped(NoticeRow.state),
             )
+
+    def unclaimed_seconds(self, now: int) -> int:
+        """For how long the first study that is due has been left lying, while nobody works on any; 0 where somebody does."""
+        with self._session() as session:
+            held = select(StudyRow.id).where(StudyRow.state == "in-progress", StudyRow.lease_until > now).limit(1)
+            if session.scalars(held).first() is not None:
+                return 0
+            due = (StudyRow.state == "scheduled", StudyRow.next_at <= now, StudyRow.pacs.not_in(paused(now)))
+            first = session.scalar(select(func.min(StudyRow.next_at)).where(*due))
+            return 0 if first is None else now - first
 
     def content_at(self, row: int) -> int:
         """When this study's present content was first seen, in seconds since the epoch. `Refusal` study-unknown."""

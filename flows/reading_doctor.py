@@ -12,7 +12,7 @@ from blocks.profile import Profile, load_profile
 from blocks.reading_settings import reading_problems, reading_values
 from blocks.validators import IOD, TEMPLATE, installed
 from flows.finding import Finding, looked
-from flows.reading_health import POLL, reading_components
+from flows.reading_health import POLL, QUEUE, reading_components
 from flows.reading_looks import looks
 from policies.notice import OPERATORS
 from rapha.errors import RaphaError, Refusal
@@ -94,7 +94,7 @@ def _parts(values: Mapping[str, str], profile: Profile, *, served: bool) -> Iter
     for name, code in reading_components(values, profile).items():
         if name in LOOKED_AT:
             continue
-        if served or not (name in PROCESSES or name.startswith(f"{POLL} ")):  # nobody polls either
+        if served or not (name in (*PROCESSES, QUEUE) or name.startswith(f"{POLL} ")):  # nobody polls or reads either
             said = "does not answer; does `rapha serve` run?" if name in PROCESSES else "did not answer as it must"
             yield Finding(name, code, _SAID.get(code, f"{name} {said}") if code else "")
     if not served:

@@ -28,7 +28,8 @@ from rapha.signing import load_private
 
 PEER_SECONDS, WHOLE_SECONDS = 5.0, 20.0
 LEAST_FREE = 1 << 30
-POLL = "poll"
+POLL, QUEUE = "poll", "queue"
+STALLED_SECONDS = 600  # a shift begins again within seconds, and is idle for no longer than it takes to look
 Looks = Mapping[str, Callable[[], object]]
 
 
@@ -88,6 +89,7 @@ def _looks(environment: Mapping[str, str], profile: Profile) -> Looks:
     looks: dict[str, Callable[[], object]] = {
         "reading register": lambda: _register(environment),
         "outbox": lambda: _outbox(environment),
+        QUEUE: lambda: _queue(environment),
         "audit trail": lambda: _trail(environment),
         "study reader": lambda: _holds(environment, "RAPHA_STUDY_SOCKET", "study"),
         "model launcher": lambda: _holds(environment, "RAPHA_MODEL_LAUNCHER_SOCKET", "launcher", job="", attempt=0),
@@ -125,6 +127,17 @@ def _register(environment: Mapping[str, str]) -> None:
         register.tally(int(time.time()))
     finally:
         register.close()
+
+
+def _queue(environment: Mapping[str, str]) -> None:
+    """Somebody works on what is due: a shift that is dead, or holds on, is seen here and nowhere else."""
+    register = open_reading_register(environment)
+    try:
+        left = register.unclaimed_seconds(int(time.time()))
+    finally:
+        register.close()
+    if left > STALLED_SECONDS:
+        raise Refusal(["queue-stalled"], f"studies are due for {left // 60} minutes, and nobody works on any")
 
 
 def _outbox(environment: Mapping[str, str]) -> None:

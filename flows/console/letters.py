@@ -103,7 +103,7 @@ def discard(letter: str, *, why: str, as_json: AsJson = False) -> Result:
     Example: `rapha dead-letters discard reading:17 --why "the ward read it on film"`
     """
     if not why.strip():
-        raise Refusal(["reason-missing"], "say why with --why")
+        raise ConfigurationError(["reason-missing"], "say why with --why")
     number, reading = _named(letter)
     with _operated(letter, "discarded"):
         if reading:
