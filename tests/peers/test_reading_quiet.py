@@ -227,6 +227,20 @@ def test_what_is_still_being_sent_comes_to_no_stage_unless_a_person_asked(
     assert asyncio.run(flow._studied(at, taken(register, 0), settled=asked)) == end
 
 
+def test_an_answer_that_nobody_expected_fails_that_study_alone(
+    register: ReadingRegister, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(*_: object) -> bool:
+        raise ValueError("Nightingale^Florence")
+
+    failed: list[tuple[str, ...]] = []
+    monkeypatch.setattr(flow, "_settled", odd)
+    monkeypatch.setattr(flow, "_failed", lambda clinic, lease, error: failed.append(error.codes) or "dead")
+    register.found("p", study(1), 0)
+    at = cast(Clinic, SimpleNamespace(register=register, lease_seconds=60))
+    assert asyncio.run(flow._studied(at, taken(register, 0))) == "dead" and failed == [("bug-valueerror",)]
+
+
 @pytest.mark.parametrize(("said", "seconds"), [({}, 30), ({"workflow.quiet_seconds": 0}, 0), ({"workflow.quiet_seconds": 7}, 7)])
 def test_the_profile_says_how_long(said: dict[str, int], seconds: int) -> None:
     profile = Profile(mode="development", endpoints={"p": Endpoint(name="p", host="h", port=1, **TITLES)}, values=said)
