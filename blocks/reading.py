@@ -227,6 +227,12 @@ class ReadingRegister(Settling, OwnReports, Outbox, Letters, Tallies, Polls):
     ) -> str:
         """The stage failed because a peer is down for everybody (`policies.outage`): tried again after a pause, as often as it
         takes, and not counted; a dead letter after OUTAGE_SECONDS of that. Its state from now on. unstored: as for `fail`."""
+        try:
+            return self._set_aside(lease, codes, now, letters_to, unstored)
+        except RowConflict:  # another study met the same outage first, at the same moment
+            return self._set_aside(lease, codes, now, letters_to, unstored)
+
+    def _set_aside(self, lease: StudyLease, codes: Sequence[str], now: int, letters_to: str, unstored: Sequence[Notice]) -> str:
         with self._session() as session:
             row = held(session, lease, now, cancelled_too=True)
             retry_at = met_outage(session, row, list(codes), now)

@@ -138,6 +138,25 @@ def test_many_that_fail_together_are_one_failure_of_the_endpoint(register: Readi
     assert register.claim("w", 1, 60) is None and register.claim("w", 61, 60) is not None
 
 
+def test_many_that_find_it_down_at_the_same_moment_are_all_set_aside(register: ReadingRegister) -> None:
+    """The first to say so makes the pause's row; the others must not be lost over it."""
+    for turn in range(3):
+        found(register, *range(100 * turn, 100 * turn + 8), pacs=f"p{turn}")
+        leases = [taken(register, 0) for _ in range(8)]
+        both, ends = threading.Barrier(8), list[str]()
+
+        def fail(lease: StudyLease, both: threading.Barrier = both, ends: list[str] = ends) -> None:
+            both.wait()
+            ends.append(register.set_aside(lease, DOWN, 1))
+
+        workers = [threading.Thread(target=fail, args=(lease,)) for lease in leases]
+        for one in workers:
+            one.start()
+        for one in workers:
+            one.join()
+        assert ends == ["scheduled"] * 8
+
+
 def test_two_workers_let_one_study_through(register: ReadingRegister) -> None:
     found(register, *range(1, 10))
     register.set_aside(taken(register, 0), DOWN, 0)
