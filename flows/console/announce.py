@@ -43,7 +43,8 @@ COMMANDS = {
         "deploy": "Registers the work pool and the deployments of prefect.yaml on the engine at PREFECT_API_URL.",
     },
     "state": {
-        "health": "The health of every component: up, or the code of what is wrong. Exit 4 when one is down.",
+        "health": "The health of every component: up, or the code of what is wrong. Exit 4 when one is down, 2 where "
+        "a setting is wrong.",
         "stats": "Counts of jobs by state, of verdicts by gate and outcome, of codes, and how long delivered jobs took; "
         "of studies by state, stage and priority, of notices, and how long the oldest has waited.",
     },

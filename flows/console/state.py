@@ -13,7 +13,6 @@ import cyclopts
 from blocks.halves import halves
 from blocks.profile import load_profile
 from blocks.reading import open_reading_register
-from blocks.reading_settings import reading_values
 from flows.console.progress import shown
 from flows.doctor import examine
 from flows.node import Node
@@ -63,10 +62,13 @@ def _training(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _reading(environment: Mapping[str, str]) -> dict[str, str]:
+    path = environment.get("RAPHA_PROFILE_PATH", "").strip()
     try:
-        profile = load_profile(Path(reading_values(environment)["RAPHA_PROFILE_PATH"]), environment)
+        profile = load_profile(Path(path), environment) if path else None
     except ConfigurationError as error:
         return {f"setting {code}": code for code in error.codes}
+    if profile is None:
+        return {"setting missing-profile-path": "missing-profile-path"}
     return {"profile": "", **reading_components(environment, profile)}
 
 

@@ -184,7 +184,7 @@ def test_init_makes_a_trail_once(trail: AuditTrail, monkeypatch: pytest.MonkeyPa
     assert audit("search", capsys=capsys, status=2)["codes"] == ["audit-missing"]
     said = audit("init", capsys=capsys)
     assert Path(said["folder"]) == tmp_path / "anew" and verify_trail(tmp_path / "anew").entries == 1
-    assert audit("init", capsys=capsys, status=3)["codes"] == ["audit-exists"]
+    assert audit("init", capsys=capsys, status=2)["codes"] == ["audit-exists"]
 
 
 def test_with_sudo_it_is_said_who_called(monkeypatch: pytest.MonkeyPatch) -> None:
