@@ -244,6 +244,7 @@ def test_a_flow_that_a_person_starts_does_not_have_the_pseudonym_key(
     monkeypatch.setenv("PREFECT_API_URL", f"{URL}/api")
     (node / "job.json").write_bytes(signed())
     had: list[bool] = []
+    monkeypatch.setattr("flows.console.job.engine_answers", lambda _: None)
     monkeypatch.setattr(
         "flows.training.train", lambda job: had.append("RAPHA_PHI_HMAC_KEY_BASE64" in os.environ) or {"state": "x"}
     )

@@ -25,9 +25,9 @@ from policies.notice import OPERATORS, words
 from rapha.console.app import build, run
 from rapha.errors import PeerError, RaphaError, Refusal
 from tests.fixtures.audit import place
+from tests.fixtures.profiles import production_text
 
 KEY = secrets.token_bytes(32)
-PRODUCTION = Path(__file__).parents[2] / "infra" / "profiles" / "production.yaml"
 Node = tuple[Any, ReadingRegister]
 
 
@@ -110,7 +110,7 @@ def test_health_counts_them_and_does_not_call_it_a_peer_that_failed(
 
 def profile(folder: Path, *, operators: bool) -> Path:
     """The production example, with operators or without."""
-    text, path = PRODUCTION.read_text(), folder / "profile.yaml"
+    text, path = production_text(), folder / "profile.yaml"
     assert "    # operators: [" in text
     path.write_text(text.replace("    # operators: [", "    operators: [") if operators else text)
     return path

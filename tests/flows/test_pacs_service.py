@@ -252,7 +252,7 @@ def test_what_is_stored_is_checked_and_verified(service: PACSService, clinic: Re
     storer = service.storer
     assert storer.store_image(image)["status"] == "stored"
     assert storer.verify_storage("2.25.99001")["verified"] is True
-    with pytest.raises(ConfigurationError) as unknown:
+    with pytest.raises(Refusal) as unknown:
         storer.verify_storage("2.25.99002")
     assert unknown.value.codes == ("store-unknown",)
     report = dcmread(io.BytesIO(stored(clinic)[0]))
