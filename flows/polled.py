@@ -4,14 +4,18 @@ from zoneinfo import ZoneInfo
 
 from blocks.archive import Capabilities
 from blocks.profile import Profile
+from flows.pacs.endpoints import chosen
 from policies.polling import DAY, PollSettings
 
 POLL_SECONDS = 300
 
 
 def poll_settings(profile: Profile, name: str, probed: Capabilities | None = None) -> PollSettings:
-    """As the profile has it; `probed`: what a probe found, which may be a lower limit of results than the profile's."""
-    endpoint = profile.endpoints[name]
+    """As the profile has it; `probed`: what a probe found, which may be a lower limit of results than the profile's.
+
+    Raises `ConfigurationError(pacs-unknown)`.
+    """
+    endpoint = chosen(profile, name)
     limits = [endpoint.max_results, *([probed.limit] if probed and probed.limit else [])]
 
     return PollSettings(

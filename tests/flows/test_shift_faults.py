@@ -20,6 +20,7 @@ from flows import draining, reading
 from flows.brake import MOST, Brake
 from flows.clinic import Clinic
 from flows.draining import Shift
+from policies.polling import PollSettings
 from rapha.errors import ConfigurationError, PeerError, Refusal
 from tasks.stage import coded
 from tests.fixtures.clinic import _papers
@@ -82,6 +83,9 @@ class FakeCourse:
         self.over = self.register.finish(self.lease, int(time.time()))
         return self.over
 
+    def unstored(self) -> list[Any]:
+        return []
+
     def cut(self) -> None:
         self.lost = True
         self.ended.set()
@@ -109,7 +113,9 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     register = ReadingRegister.at(tmp_path / "r.sqlite", secrets.token_bytes(32))
     owed(register, 1)
     attempt = SimpleNamespace(record=lambda *_, **__: None)
-    yield SimpleNamespace(register=register, lease_seconds=3, worker="w:1", person="x", trail=None, attempt=lambda _: attempt)
+    clinic = SimpleNamespace(register=register, lease_seconds=3, worker="w:1", person="x", trail=None, letters_to="")
+    clinic.attempt, clinic.polling = lambda _: attempt, lambda name: PollSettings(pacs=name)
+    yield clinic
 
 
 @pytest.mark.parametrize("hung_up", [True, False])

@@ -151,7 +151,7 @@ def test_an_archive_that_answers_everything_with_a_failure_is_not_asked_for_ever
 
         def status(self, path: str) -> int:
             self.asked += 1
-            return 503
+            return 500
 
     with Down(datasets) as web, Misbehaving(datasets) as pacs:
         archive = Archive(pacs.endpoint(retrieve="WADO-RS", dicomweb_url=web.url))

@@ -242,6 +242,6 @@ def test_an_answer_that_nobody_expected_fails_that_study_alone(
 
 
 @pytest.mark.parametrize(("said", "seconds"), [({}, 30), ({"workflow.quiet_seconds": 0}, 0), ({"workflow.quiet_seconds": 7}, 7)])
-def test_the_profile_says_how_long(said: dict[str, int], seconds: int) -> None:
+def test_the_profile_says_how_long(tmp_path: Path, said: dict[str, int], seconds: int) -> None:
     profile = Profile(mode="development", endpoints={"p": Endpoint(name="p", host="h", port=1, **TITLES)}, values=said)
-    assert Clinic({}, profile).polling("p").quiet == seconds
+    assert Clinic({"RAPHA_STATE_DIR": str(tmp_path)}, profile).polling("p").quiet == seconds

@@ -45,10 +45,12 @@ def trail(tmp_path: Path) -> AuditTrail:
 
 def minded(process: Receiving, trail: AuditTrail, receiver: Callable[[], Any] | None = None) -> list[Message]:
     """One round of what the drain does beside its studies; every alert of the trail after it."""
-    register = SimpleNamespace(reap=lambda now: None, queue=list)
-    clinic: Any = SimpleNamespace(receiver=receiver or process.client, trail=trail, person="reading@node", register=register)
-    board: Any = SimpleNamespace(show=lambda queue, ends: None)
-    asyncio.run(flows._looked_after(clinic, SimpleNamespace(ends={}), board))  # type: ignore[arg-type]
+    register = SimpleNamespace(reap=lambda now, letters_to: None, queue=list)
+    clinic: Any = SimpleNamespace(
+        receiver=receiver or process.client, trail=trail, person="reading@node", register=register, letters_to=""
+    )
+    board: Any = SimpleNamespace(show=lambda queue, ends, why: None)
+    asyncio.run(flows._looked_after(clinic, SimpleNamespace(ends={}, brake=SimpleNamespace(why="")), board))  # type: ignore[arg-type]
     return [trail.message(one) for one in trail.search(Wanted(kinds=frozenset({"alert"})))]
 
 

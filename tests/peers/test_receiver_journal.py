@@ -116,13 +116,13 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, text: str) 
     """An archive's text that JSON here does not hold would keep the receiver from its next start."""
     store = kept(tmp_path)
     with pytest.raises(OSError):
-        store.committed(text, ["2.25.1"], {})
+        store.committed(text, {"2.25.1": "1.2"}, {})
     command = Command(text, "1.2", "RAPHA", 1)
     addressed = store.addressed(command)
     assert addressed is not None
     addressed.writer.write(b"x")
     assert store.keep(Came(command, "1.2", "sha256:x", addressed.writer.finish(), "")) == 0xC000
-    store.committed("2.25.2", ["2.25.1"], {})
+    store.committed("2.25.2", {"2.25.1": "1.2"}, {})
     assert kept(tmp_path).commitment("2.25.2") is not None
 
 
@@ -133,13 +133,13 @@ def test_a_report_of_commitment_is_forgotten_after_its_time_and_not_before(tmp_p
         return Store(tmp_path, OWN, Journal(tmp_path / "journal", KEY), 0, now=lambda: now[0])
 
     store = at()
-    store.committed("2.25.1", ["2.25.9"], {})
+    store.committed("2.25.1", {"2.25.9": "1.2"}, {})
     now[0] += COMMITMENT_SECONDS
     assert store.commitment("2.25.1") is not None and at().commitment("2.25.1") is not None
     store = at()
-    store.committed("2.25.2", ["2.25.9"], {})
+    store.committed("2.25.2", {"2.25.9": "1.2"}, {})
     now[0] += 1
-    store.committed("2.25.3", ["2.25.9"], {})
+    store.committed("2.25.3", {"2.25.9": "1.2"}, {})
     assert [store.commitment(f"2.25.{number}") is None for number in (1, 2, 3)] == [True, False, False]
     again = at()
     assert [again.commitment(f"2.25.{number}") is None for number in (1, 2, 3)] == [True, False, False]

@@ -93,6 +93,8 @@ def spoilt(element: DataElement) -> Any:
         values = list(element.value) if element.VM > 1 else [element.value or 0]
         return [values[0] + 1, *values[1:]] if element.VM > 1 else values[0] + 1
     kinds = {"IS": "7777", "DS": "7.25", "DA": "19010203", "TM": "010203.5", "DT": "19010203040506", "AS": "007Y", "CS": "ZETA"}
+    if element.VR == "AT":
+        return 0x00100010 if element.value != 0x00100010 else 0x00100020
     return kinds.get(element.VR, "Zeta")
 
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from blocks.receiver import _commitment
+from infra.receiver.alarms import Alarms
 from infra.receiver.session import ReceiverSession
 from infra.receiver.store import Store
 from policies.commitment import standing
@@ -44,7 +45,8 @@ def test_the_last_report_that_names_the_object_decides(steps: list[tuple[str, st
                 reported(store, transaction, said)
                 last.pop(transaction, None)
                 last[transaction] = said
-        told: dict[str, Any] = ReceiverSession(store).do_commitments({"transactions": ASKED}, [])
+        alarms = Alarms(place / "alarms.json")
+        told: dict[str, Any] = ReceiverSession(store, alarms).do_commitments({"transactions": ASKED}, [])
         naming = [said for transaction, said in last.items() if transaction in ASKED and said != "another object"]
         expected = "unknown" if not naming else "committed" if naming[-1] == "commits" else "failed"
         assert standing([_commitment(one) for one in told["reports"]], CLASS, OURS) == expected
