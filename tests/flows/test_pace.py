@@ -26,14 +26,14 @@ from tests.fixtures.misbehaving import Misbehaving
 class AtOnce:
     """How many are inside at once, at most."""
 
-    def __init__(self) -> None:
-        self.now, self.most, self._lock = 0, 0, threading.Lock()
+    def __init__(self, seconds: float = 0.05) -> None:
+        self.now, self.most, self._lock, self._seconds = 0, 0, threading.Lock(), seconds
 
     def __call__(self, *_: Any) -> None:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
-        time.sleep(0.05)
+        time.sleep(self._seconds)
         with self._lock:
             self.now -= 1
 
@@ -53,11 +53,13 @@ def test_a_worker_begins_no_more_than_a_batch_at_one_look(alone: Any) -> None:
     rows, claims = list(range(7)), list[float]()
 
     def claim() -> int | None:
-        claims.append(time.monotonic())
+        if rows:
+            claims.append(time.monotonic())
         return rows.pop() if rows else None
 
     async def run(row: int) -> str:
-        await asyncio.sleep(1.0)
+        while rows:  # none ends before all have begun: an end is a look too
+            await asyncio.sleep(0.02)
         return "completed"
 
     def shift() -> dict[str, int]:
@@ -129,7 +131,7 @@ def test_without_a_word_of_the_profile_the_pace_is_the_old_one(alone: Any) -> No
 @pytest.mark.parametrize("size", [1, 3, None])
 def test_no_more_associations_are_open_than_the_pool_has_places(size: int | None) -> None:
     """Seen from the archive: how many questions it has before it at once."""
-    inside = AtOnce()
+    inside = AtOnce(0.05 if size else 0.5)
     with Misbehaving(make_study("dx", 51, 0), spoils=inside) as pacs, ThreadPoolExecutor(6) as pool:
         archive = Archive(pacs.endpoint(pool_size=size))
         assert all(list(pool.map(lambda _: archive.find_studies({"PatientID": "*"}), range(6))))
