@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from highdicom.sr import Comprehensive3DSR
@@ -164,15 +165,22 @@ def test_what_is_no_report_is_refused() -> None:
 
 
 def test_a_validator_that_is_missing_or_slow_is_no_yes(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = REPORTS["nothing"]()
-    before = _java()
+    report, started, popen = REPORTS["nothing"](), list[int](), validators.subprocess.Popen
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        process = popen(*args, **kwargs)
+        started.append(process.pid)
+        return process
+
+    monkeypatch.setattr(validators.subprocess, "Popen", seen)
     with pytest.raises(PeerError) as failed:
         validators.check(validators.TEMPLATE, report, seconds=0.5)
     assert failed.value.codes == ("validator-timeout",)
+    (session,) = started
     end = time.monotonic() + 2.0  # a report takes longer
-    while _java() - before and time.monotonic() < end:
+    while _left(session) and time.monotonic() < end:
         time.sleep(0.05)
-    assert _java() <= before  # the program is a script: the Java machine that it started is gone too
+    assert _left(session) == set()  # the program is a script: the Java machine that it started is gone too
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(PeerError) as failed:
         validators.check(validators.IOD, report)
@@ -186,11 +194,13 @@ def test_the_template_validator_does_not_pass_what_it_has_not_read(name: str) ->
     assert validators.check(validators.TEMPLATE, {"empty": b"", "text": b"hello" * 100, "an image": image}[name]).errors
 
 
-def _java() -> set[int]:
+def _left(session: int) -> set[int]:
+    """The living processes of this session (proc_pid_stat(5): the fourth field behind the name)."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            if b"DicomSRValidator" in path.read_bytes():
+            state, _, _, its = path.read_text().rpartition(")")[2].split()[:4]
+            if int(its) == session and state != "Z":
                 found.add(int(path.parent.name))
     return found
 
