@@ -133,7 +133,7 @@ def test_no_more_associations_are_open_than_the_pool_has_places(size: int | None
     """Seen from the archive: how many questions it has before it at once."""
     inside = AtOnce(0.05 if size else 0.5)
     with Misbehaving(make_study("dx", 51, 0), spoils=inside) as pacs, ThreadPoolExecutor(6) as pool:
-        archive = Archive(pacs.endpoint(pool_size=size))
+        archive = Archive(pacs.endpoint(pool_size=size, idle_seconds=20.0))
         assert all(list(pool.map(lambda _: archive.find_studies({"PatientID": "*"}), range(6))))
         assert archive.list_study(str(make_study("dx", 51, 0)[0].StudyInstanceUID))  # several associations, one after another
     assert inside.most <= (size or 6)
